@@ -1,0 +1,129 @@
+"""Scoring: the contract between the service and any reranker. Free of torch, so that the gateway may import it.
+
+A `Job` is one query with its candidates, already decoded and clean: text is `str`, an image is RGB pixels.
+A `Reranker` turns a job into `Scores`, one per candidate, in the order of the candidates.
+
+    models/prompt.py    the one prompt template; untrusted text is tokenised as text
+    models/packing.py   prompt segments -> packed ids, positions, segments, score rows; integers only
+    models/attention.py shared-prefix attention: a fast cascade beside a dense reference
+    models/qwen.py      Qwen2.5-VL on stock transformers modules, packed forward, yes-no head in fp32
+    models/weights.py   safetensors only: where a model's files are, what they are, their digest
+    models/demo/        the embedded model and the code that trained it
+
+`models` imports neither `service` nor `tenants`, opens no socket and no database.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class ModelError(Exception):
+    """The model could not be used."""
+
+
+class ModelNotFound(ModelError):
+    """No model directory or hub name like that can be loaded."""
+
+
+class ModelFailed(ModelError):
+    """The model gave no usable score."""
+
+
+class JobTooLong(ModelError):
+    """The query alone does not fit into the model's context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One clean image: 8-bit RGB, row-major, top row first; `len(data) == height * width * 3`."""
+
+    width: int
+    height: int
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1 or len(self.data) != self.width * self.height * 3:
+            raise ValueError(
+                f"{self.width}x{self.height} RGB pixels need {self.width * self.height * 3} bytes"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One side of a pair: text, an image, or both (the image comes first in the prompt)."""
+
+    text: str | None = None
+    image: Pixels | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.image is None:
+            raise ValueError("an item needs a text, an image, or both")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One query and its candidates. `instruction=None` means the prompt's default instruction."""
+
+    query: Item
+    candidates: tuple[Item, ...]
+    instruction: str | None = None
+    max_candidate_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One number per candidate, in the order of `Job.candidates`.
+
+    `margins[i]` is z_yes - z_no at candidate i's last position, in fp32; the relevance score is its sigmoid
+    (facts: lychee-rerank-mm, section 1.3). `truncated` lists the candidates whose text was cut to fit.
+    """
+
+    margins: tuple[float, ...]
+    input_tokens: int
+    image_tokens: int
+    computed_tokens: int
+    truncated: tuple[int, ...] = ()
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a loaded model says of itself."""
+
+    name: str
+    digest: str
+    parameters: int
+    dtype: str
+    device: str
+    attention: str
+    context_tokens: int
+
+
+class Reranker(Protocol):
+    """Scores jobs. Not safe for use from several threads at once."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    def score(self, job: Job) -> Scores:
+        """Score every candidate of `job`.
+
+        Raises `JobTooLong` where the prefix alone exceeds the context, `ModelFailed` where a score is not finite.
+        """
+        ...
+
+
+DEMO = "pericarp-demo"
+"""The embedded model's name; any other name is a checkpoint directory or a hub name."""
+
+
+def load(name: str, *, device: str = "auto", dtype: str = "auto", threads: int | None = None) -> Reranker:
+    """Load a Qwen2.5-VL checkpoint: `pericarp-demo`, a directory, or a hub name.
+
+    `dtype="auto"` is bf16 on a GPU and fp32 on a CPU. Raises `ModelNotFound` or `ModelFailed`.
+    """
+    from models.qwen import QwenReranker  # torch is imported here and nowhere above
+
+    return QwenReranker.load(name, device=device, dtype=dtype, threads=threads)
