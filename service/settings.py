@@ -1,0 +1,87 @@
+"""One frozen object with every setting, read from `PERICARP_*` once and validated once.
+
+Defaults stand here and nowhere else. `tenants` and `models` never see this object: they receive plain values.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of one installation. Field descriptions are the README's table of settings."""
+
+    model_config = SettingsConfigDict(env_prefix="PERICARP_", frozen=True, extra="forbid")
+
+    home: Path = Field(Path("var"), description="Folder of all state: database, secrets, logs.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="Postgres of your own, as the runtime role (`postgresql://pericarp_app:…@host/pericarp`). "
+        "Unset: the embedded Postgres under `PERICARP_HOME`.",
+    )
+    owner_database_url: SecretStr | None = Field(
+        None,
+        description="The same database as its owner; only `migrate` uses it. Needed with `PERICARP_DATABASE_URL`.",
+    )
+    model: str = Field(
+        "pericarp-demo",
+        min_length=1,
+        description="`pericarp-demo`, a Qwen2.5-VL checkpoint folder, or a hub name such as `vec-ai/lychee-rerank-mm`.",
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`."
+    )
+    dtype: str = Field(
+        "auto",
+        pattern=r"^(auto|float32|bfloat16)$",
+        description="`auto`: bfloat16 on a GPU, float32 on a CPU.",
+    )
+    worker_threads: int = Field(
+        default_factory=lambda: max(
+            1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        ),
+        ge=1,
+        description="CPU threads of one worker. Default: the cores of this machine.",
+    )
+    max_workers: int = Field(
+        8, ge=1, description="Worker processes at most; beyond it the least recently used one retires."
+    )
+    spare_workers: int = Field(
+        1,
+        ge=0,
+        le=4,
+        description="Loaded workers that wait for a tenant, so that a first request need not load the model.",
+    )
+    worker_idle_s: float = Field(
+        900.0, gt=0, description="A tenant's worker retires after so many idle seconds."
+    )
+    worker_start_s: float = Field(120.0, gt=0, description="Seconds a worker may take to load its model.")
+    queue_limit: int = Field(64, ge=1, description="Requests that may wait for one worker; beyond it 503.")
+    deadline_s: float = Field(60.0, gt=0, description="Seconds a request may take; then 504.")
+    screeners: int = Field(2, ge=1, le=64, description="Screening processes that decode images.")
+    screening_s: float = Field(
+        10.0, gt=0, description="Seconds one image may take to decode; then it is refused."
+    )
+    body_limit_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest request body.")
+    image_limit_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="Largest encoded image.")
+    image_limit_pixels: int = Field(
+        40_000_000, ge=784, description="Most pixels (width × height) of an image."
+    )
+    image_limit_side: int = Field(16_384, ge=28, description="Longest side of an image, in pixels.")
+    image_limit_aspect: int = Field(200, ge=1, le=200, description="Longest side over shortest side at most.")
+    image_limit_frames: int = Field(1, ge=1, description="Frames at most; 1 refuses animations.")
+    log_level: str = Field(
+        "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
+    )
+
+    @model_validator(mode="after")
+    def _own_database_needs_both_urls_to_migrate(self) -> Settings:
+        if self.owner_database_url is not None and self.database_url is None:
+            raise ValueError("PERICARP_OWNER_DATABASE_URL is set but PERICARP_DATABASE_URL is not")
+        return self
