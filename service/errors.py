@@ -33,6 +33,7 @@ class ServiceError(Exception):
         limit: int | str | None = None,
         reason: str | None = None,
         retry_after_s: int | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         """`detail`, `field`, `limit` and `reason` reach the caller: no path, SQL, host or foreign id in them."""
         self.detail = detail or type(self).__doc__ or ""
@@ -40,6 +41,7 @@ class ServiceError(Exception):
         self.limit = limit
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.headers = headers or {}
         super().__init__(self.detail)
 
 

@@ -1,0 +1,180 @@
+"""The door, pure ASGI: request id, authentication from headers alone, body cap, one answer for every error.
+
+Nothing behind the door runs for a caller without a key, and not a byte of the body is read before the key was
+checked. Every exception from behind ends here: it becomes problem details by the one table in `service.errors`,
+and, for a known caller, an entry in the log. Who has no key leaves a metric instead.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+
+from service.asks import Exchange
+from service.errors import BodyTooLarge, Trouble, describe
+from service.watch import metrics
+from service.watch.logs import get_logger, where_it_broke
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from service.ledger import Ledger
+    from tenants.access import Access
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css"})
+"""What answers without a key: health and documentation, nothing of any tenant."""
+
+log = get_logger(__name__)
+
+
+class Door:
+    """Lets callers in. Outermost but for Starlette's own last resort."""
+
+    def __init__(self, app: ASGIApp, *, access: Access, ledger: Ledger, body_limit_bytes: int) -> None:
+        self.app = app
+        self.access = access
+        self.ledger = ledger
+        self.body_limit_bytes = body_limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = Exchange(
+            request_id=str(uuid.uuid4()),
+            client_address=(scope.get("client") or ("", 0))[0],
+            operation=f"{scope['method']} {scope['path']}"[:64],
+        )
+        scope.setdefault("state", {})["exchange"] = exchange
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = exchange.request_id
+                if exchange.stages_ms:
+                    headers["Server-Timing"] = server_timing(exchange)
+                if exchange.entry_id is not None:
+                    headers["Pericarp-Receipt"] = exchange.entry_id
+            await send(message)
+
+        try:
+            await self._admit(scope, receive, send_with_id, exchange)
+        except Exception as exc:  # noqa: BLE001 - the one place where every error becomes an answer
+            if status:  # the answer has begun: all that is left is to break it off
+                raise
+            trouble = await self._record(exchange, exc)
+            await problem(trouble, exchange)(scope, receive, send_with_id)
+        metrics.REQUESTS.labels(_known_operation(scope), str(status)).inc()
+        log.info(
+            "answered a request",
+            action="request",
+            request_id=exchange.request_id,
+            method=scope["method"],
+            status=status,
+            elapsed_ms=round(exchange.elapsed_ms, 1),
+            tenant=str(exchange.caller.tenant) if exchange.caller else None,
+        )
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        headers = Headers(scope=scope)
+        if scope["path"] not in OPEN_PATHS:
+            exchange.caller = await self.access.authenticate(_token(headers))
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length) > self.body_limit_bytes:
+            raise self._too_large()
+        received = 0
+
+        async def receive_capped() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.body_limit_bytes:
+                raise self._too_large()
+            return message
+
+        await self.app(scope, receive_capped, send)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"The body is larger than {self.body_limit_bytes} bytes; send fewer or smaller images.",
+            limit=self.body_limit_bytes,
+            headers={"Connection": "close"},
+        )
+
+    async def _record(self, exchange: Exchange, exc: Exception) -> Trouble:
+        """What to answer for `exc`; for a known caller only after the log has its entry ("no entry, no answer")."""
+        trouble = describe(exc)
+        if trouble.status >= 500:
+            log.error(
+                "a request failed",
+                action="request_failed",
+                request_id=exchange.request_id,
+                error=type(exc).__name__,
+                where=where_it_broke(exc),
+            )
+        if exchange.caller is None:
+            metrics.UNAUTHENTICATED.labels(trouble.code).inc()
+        elif exchange.entry_id is None:
+            try:
+                await self.ledger.refuse(exchange, trouble)
+            except Exception as failure:  # noqa: BLE001 - whatever kept the entry from being written, it is a 503
+                log.error(
+                    "the log could not be written",
+                    action="entry_failed",
+                    request_id=exchange.request_id,
+                    error=type(failure).__name__,
+                    where=where_it_broke(failure),
+                )
+                return describe(failure) if describe(failure).status == 503 else Trouble.unavailable()
+        return trouble
+
+
+def problem(trouble: Trouble, exchange: Exchange) -> Response:
+    """RFC 9457 problem details."""
+    body = {
+        "type": trouble.type_uri,
+        "title": trouble.title,
+        "status": trouble.status,
+        "detail": trouble.detail,
+        "code": trouble.code,
+        "request_id": exchange.request_id,
+        "field": trouble.field,
+        "limit": trouble.limit,
+        "reason": trouble.reason,
+        "violated-policies": list(trouble.violated) or None,
+    }
+    headers = dict(trouble.headers)
+    if trouble.retry_after_s is not None:
+        headers["Retry-After"] = str(trouble.retry_after_s)
+    if trouble.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(
+        orjson.dumps({key: value for key, value in body.items() if value is not None}),
+        trouble.status,
+        headers,
+        media_type="application/problem+json",
+    )
+
+
+def server_timing(exchange: Exchange) -> str:
+    """The stages as a `Server-Timing` header (W3C Server Timing, section 3)."""
+    return ", ".join(f"{name};dur={ms:.1f}" for name, ms in exchange.stages_ms.items())
+
+
+def _token(headers: Headers) -> str:
+    """The key from `Authorization: Bearer …`; empty where there is none."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _known_operation(scope: Scope) -> str:
+    """The route's template, never the raw path: a label that callers could make up grows without bound."""
+    route = scope.get("route")
+    return getattr(route, "path", None) or (scope["path"] if scope["path"] in OPEN_PATHS else "other")

@@ -1,0 +1,73 @@
+"""What was asked, free of HTTP: an `Ask` is a checked request whose images are still untrusted bytes.
+
+An `Exchange` is the life of one HTTP request: who asks, since when, what each stage took, and whether the log
+has its entry already. The door makes it, the hot path fills it, the answer is built from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tenants.access import Caller
+
+
+@dataclass(frozen=True, slots=True)
+class RawItem:
+    """One side of a pair as it was sent: text, encoded image bytes, or both. `where` names it to the caller."""
+
+    where: str
+    text: str | None = None
+    image: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A checked rerank request."""
+
+    query: RawItem
+    documents: tuple[RawItem, ...]
+    instruction: str | None
+    top_n: int
+    return_documents: bool
+    max_tokens_per_doc: int | None
+
+    @property
+    def items(self) -> tuple[RawItem, ...]:
+        """The query, then every document."""
+        return (self.query, *self.documents)
+
+    @property
+    def images(self) -> tuple[RawItem, ...]:
+        return tuple(item for item in self.items if item.image is not None)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One HTTP request from its first header to its last byte."""
+
+    request_id: str
+    client_address: str
+    operation: str
+    caller: Caller | None = None
+    started_s: float = field(default_factory=time.monotonic)
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    entry_id: str | None = None
+    """The id of this request's entry in the log, once there is one."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure one stage, in milliseconds, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages_ms[name] = self.stages_ms.get(name, 0.0) + (time.perf_counter() - start) * 1000
+
+    @property
+    def elapsed_ms(self) -> float:
+        return (time.monotonic() - self.started_s) * 1000

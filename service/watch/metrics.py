@@ -1,0 +1,25 @@
+"""Every metric, declared once. No label takes a value that a caller can make up."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+REQUESTS = Counter(
+    "pericarp_requests", "Answered HTTP requests.", ["operation", "status"], registry=REGISTRY
+)
+UNAUTHENTICATED = Counter(
+    "pericarp_unauthenticated", "Requests refused before a caller was known.", ["code"], registry=REGISTRY
+)
+STAGE_SECONDS = Histogram(
+    "pericarp_stage_seconds",
+    "Time a rerank request spent in one stage.",
+    ["stage"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
+    registry=REGISTRY,
+)
+DOCUMENTS = Counter("pericarp_documents", "Scored candidates.", registry=REGISTRY)
+IMAGES = Counter("pericarp_images", "Images that passed screening.", registry=REGISTRY)
+WORKERS = Gauge("pericarp_workers", "Live worker processes.", ["state"], registry=REGISTRY)
+WORKER_RETRIES = Counter("pericarp_worker_retries", "Requests scored again after a worker died.", registry=REGISTRY)
