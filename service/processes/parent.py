@@ -1,0 +1,81 @@
+"""The child's side: one socket to the parent, a heartbeat, and never a life longer than the parent's.
+
+A child ends at once, without clean-up, where its parent closes the socket or dies: `os._exit`, because the
+interpreter's own shutdown takes a third of a second with torch loaded and has nothing of value to save.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+
+from service.processes.sandbox import PR_SET_PDEATHSIG, prctl
+from service.processes.wire import Beat, Vocabulary, WireError
+
+BEAT_S = 1.0
+LOST_PARENT = 3
+"""Exit status of a child whose parent went away."""
+
+
+class Parent:
+    """The connection to the parent. Make it first of all; safe to send from several threads."""
+
+    def __init__(self, fd: int, parent_pid: int, vocabulary: Vocabulary) -> None:
+        """Take over the inherited socket `fd`; start to beat. Ctrl-C is the parent's to handle, not ours."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._parent_pid = parent_pid
+        self._vocabulary = vocabulary
+        self._connection = socket.socket(fileno=fd)
+        self._connection.setblocking(True)
+        self._sending = threading.Lock()  # a beat must not land inside a reply
+        self.follow_to_death()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def follow_to_death(self) -> None:
+        """Have the kernel kill this process when its parent dies. Call again after a change of user.
+
+        The signal follows the parent's thread that started us; the socket's end covers what it does not.
+        """
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self._parent_pid:  # it died before we asked
+            leave(LOST_PARENT)
+
+    def receive(self) -> Any:
+        """The parent's next message. Ends the process where the parent is gone or talks nonsense."""
+        try:
+            message = self._vocabulary.receive(self._connection)
+        except (OSError, WireError):
+            leave(LOST_PARENT)
+        if message is None:
+            leave(0)
+        return message
+
+    def send(self, message: object) -> None:
+        """Send one message whole. Ends the process where the parent is gone; raises what `encode` raises."""
+        try:
+            with self._sending:
+                self._vocabulary.send(self._connection, message)
+        except OSError:
+            leave(LOST_PARENT)
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(BEAT_S):
+            self.send(Beat())
+
+
+def leave(status: int) -> NoReturn:
+    """End this process now, also from a thread."""
+    os._exit(status)
+
+
+def name_process(name: str) -> None:
+    """What `ps` and `top` call this process; 15 bytes are kept."""
+    try:
+        Path("/proc/self/comm").write_text(name[:15], encoding="utf-8")
+    except OSError:
+        return  # a name is a courtesy

@@ -1,0 +1,97 @@
+"""What a child gives up before it touches anybody's data, and a report of what truly held.
+
+First layer: resource limits, no new privileges, no core dump and no tracing, and, where the child is root,
+an unprivileged user of its own. A child confines itself once, after it has read what it needs (a model's
+files may belong to root). System calls and files are not filtered here yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+from dataclasses import dataclass
+
+PR_SET_DUMPABLE = 4
+PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_DUMPABLE = 3
+PR_GET_NO_NEW_PRIVS = 39
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One measure of confinement: whether it holds, read back from the kernel where it can be."""
+
+    name: str
+    held: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What to give up. `uid` is taken as the group id too, and only where the process is root."""
+
+    uid: int | None = None
+    open_files: int = 256
+    address_space_bytes: int | None = None
+    cpu_s: int | None = None
+
+
+def confine(confinement: Confinement) -> tuple[Measure, ...]:
+    """Give it up for the life of this process. Never raises: what did not hold is in the report.
+
+    A dropped user clears the parent-death signal (prctl(2)): arm it again afterwards.
+    """
+    measures = [
+        _limit("core", resource.RLIMIT_CORE, 0),
+        _limit("open_files", resource.RLIMIT_NOFILE, confinement.open_files),
+    ]
+    if confinement.address_space_bytes is not None:
+        measures.append(_limit("address_space", resource.RLIMIT_AS, confinement.address_space_bytes))
+    if confinement.cpu_s is not None:
+        measures.append(_limit("cpu", resource.RLIMIT_CPU, confinement.cpu_s))
+    if confinement.uid is not None:
+        measures.append(_drop(confinement.uid))
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    measures.append(Measure("no_new_privs", prctl(PR_GET_NO_NEW_PRIVS) == 1))
+    prctl(PR_SET_DUMPABLE, 0)  # after the drop, which may set it again
+    measures.append(Measure("not_dumpable", prctl(PR_GET_DUMPABLE) == 0))
+    return tuple(measures)
+
+
+def prctl(option: int, value: int = 0) -> int:
+    """prctl(2) with one argument; -1 where it failed or this is not Linux."""
+    if sys.platform != "linux":
+        return -1
+    return int(ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0))
+
+
+def _limit(name: str, kind: int, value: int) -> Measure:
+    try:
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+    except (OSError, ValueError) as exc:
+        return Measure(name, False, type(exc).__name__)
+    return Measure(name, resource.getrlimit(kind) == (value, value), str(value))
+
+
+def _drop(uid: int) -> Measure:
+    """Become `uid` in every respect, and make sure that there is no way back."""
+    if os.geteuid() != 0:
+        return Measure("uid", False, f"not root: still {os.geteuid()}")
+    if uid == 0:
+        return Measure("uid", False, "0 is root")
+    try:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    except OSError as exc:
+        return Measure("uid", False, type(exc).__name__)
+    try:
+        os.setuid(0)
+    except PermissionError:
+        return Measure("uid", os.getresuid() == (uid, uid, uid) and os.getgroups() == [], str(uid))
+    return Measure("uid", False, "root could be taken back")
