@@ -1,0 +1,256 @@
+"""The gateway's side of screening: a few children, each with one image at a time and a limit on its time.
+
+A child that took too long is killed, one that died is replaced, and the image that it held is refused: 422,
+not 503, for sending it again would end the same way. A child is also replaced after `RECYCLE_IMAGES` images,
+and after any image on which its decoder choked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any, TypeVar, get_args
+
+from service.errors import ImageRejected, ScreeningLost
+from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
+from service.screening import METADATA, REASONS, Cleaned, ImageFormat, ImageLimits, check_bytes, reject
+from service.screening.messages import CleanReply, CleanRequest, Rejected, vocabulary
+from service.screening.resize import MAX_CLEAN_PIXELS
+
+RECYCLE_IMAGES = 512
+START_S = 30.0
+DETAIL_CHARACTERS = 300
+FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A place for one child. Whoever took it from the idle queue uses it alone."""
+
+    child: Child | None = None
+    images: int = 0
+    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def alive(self) -> bool:
+        return self.child is not None and self.child.alive
+
+
+class Screen:
+    """Turns untrusted images into pixels. Belongs to the event loop on which it was started."""
+
+    def __init__(self, *, limits: ImageLimits, children: int, timeout_s: float) -> None:
+        """`timeout_s` is for one image, from when a child takes it."""
+        self.limits = limits
+        self.timeout_s = timeout_s
+        self._launch = Launch(
+            argv=(
+                sys.executable,
+                "-m",
+                "service.screening.child",
+                "{fd}",
+                "{parent}",
+                *(str(number) for number in astuple(limits)),
+            ),
+            vocabulary=vocabulary(limits),
+            # One malloc arena: each further one takes 64 MB of the child's address space for nothing.
+            environ=bare_environ(MALLOC_ARENA_MAX="1"),
+            start_s=START_S,
+            # A child at work is timed image by image; silence is for one that hangs while idle.
+            silence_s=2 * timeout_s + 10.0,
+        )
+        self._slots = [_Slot() for _ in range(children)]
+        self._idle: asyncio.Queue[_Slot] = asyncio.Queue()
+        self._ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._open = False
+
+    @property
+    def ready(self) -> bool:
+        """True while at least one child can take an image."""
+        return self._open and any(slot.alive for slot in self._slots)
+
+    async def start(self) -> None:
+        """Start every child. Raises ScreeningLost where none comes up."""
+        self._open = True
+        for slot in self._slots:
+            self._idle.put_nowait(slot)
+        await asyncio.gather(*(self._child_of(slot) for slot in self._slots), return_exceptions=True)
+        if not self.ready:
+            await self.close()
+            raise ScreeningLost("The image screening does not start.")
+
+    async def close(self) -> None:
+        """End every child. What is under way ends with ScreeningLost."""
+        self._open = False
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(slot.child.stop() for slot in self._slots if slot.child is not None))
+        self._idle.put_nowait(_Slot())  # wakes whoever waits for a slot
+
+    async def clean(self, images: Sequence[bytes]) -> list[Cleaned]:
+        """The images as pixels, in their order; images of the same bytes are decoded once.
+
+        Raises ImageRejected for the first image (in their order) that is refused, its `index` set, and
+        ScreeningLost. Cancelling is safe: a child at work finishes what it holds before it takes another.
+        """
+        places: dict[bytes, list[int]] = {}
+        for index, image in enumerate(images):
+            places.setdefault(image, []).append(index)
+        results: dict[bytes, Cleaned] = {}
+        failures: dict[int, BaseException] = {}
+        # A call queues with a few takers only, so that its thousand images do not shut out another's one.
+        left = iter(places)
+        takers = min(len(self._slots), len(places))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(takers):
+                group.create_task(self._take(left, places, results, failures))
+        if failures:
+            raise failures[min(failures)]
+        return [results[image] for image in images]
+
+    async def _take(
+        self,
+        left: Iterator[bytes],
+        places: dict[bytes, list[int]],
+        results: dict[bytes, Cleaned],
+        failures: dict[int, BaseException],
+    ) -> None:
+        """Clean image after image until none is left or one failed.
+
+        They are taken in order: those before a failed one are done or under way, and the first failure is
+        certain.
+        """
+        for image in left:
+            index = places[image][0]
+            try:
+                check_bytes(len(image), self.limits)
+                results[image] = await self._clean_one(image)
+            except ImageRejected as exc:
+                exc.index = index
+                failures[index] = exc
+            except ScreeningLost as exc:
+                failures[index] = exc
+            if failures:
+                return
+
+    async def _clean_one(self, image: bytes) -> Cleaned:
+        slot = await self._idle.get()
+        if not self._open:
+            self._idle.put_nowait(slot)  # wakes the next one who waits, to the same end
+            raise ScreeningLost
+        # A task of its own: if the caller goes away, the slot is free again only when its child is.
+        task = self._spawn(self._clean_in(slot, image))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and not self._open:  # by `close`, not by our caller
+                raise ScreeningLost from None
+            raise
+
+    async def _clean_in(self, slot: _Slot, image: bytes) -> Cleaned:
+        """One image in one slot, which is then handed back, with a fresh child where the old one is spent."""
+        try:
+            return await self._ask(slot, image)
+        finally:
+            slot.images += 1
+            if slot.alive and slot.images < RECYCLE_IMAGES:
+                self._idle.put_nowait(slot)
+            elif self._open:
+                self._spawn(self._replace(slot))
+
+    async def _ask(self, slot: _Slot, image: bytes) -> Cleaned:
+        try:
+            child = await self._child_of(slot)
+        except ChildLost as exc:
+            raise ScreeningLost from exc
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                reply = await child.ask(CleanRequest(next(self._ids), image))
+        except TimeoutError:
+            child.kill("took too long over an image")
+            raise reject(
+                "timeout",
+                f"The image took more than {self.timeout_s:g} s to decode. Scale it down or save it again.",
+            ) from None
+        except ChildLost:
+            if not self._open:
+                raise ScreeningLost from None
+            raise _crashed() from None
+        return self._trust(child, reply)
+
+    def _trust(self, child: Child, reply: object) -> Cleaned:
+        """A reply as the gateway believes it. A child that says what it should not is not asked again."""
+        match reply:
+            case CleanReply(pixels=pixels) if (
+                pixels.width * pixels.height <= MAX_CLEAN_PIXELS
+                and 1 <= reply.width <= self.limits.side
+                and 1 <= reply.height <= self.limits.side
+                and reply.format in FORMATS
+                and reply.trailing_bytes >= 0
+                and set(reply.metadata) <= set(METADATA)
+            ):
+                (form,) = (name for name in FORMATS if name == reply.format)
+                return Cleaned(pixels, reply.width, reply.height, form, reply.metadata, reply.trailing_bytes)
+            case Rejected(reason=reason, detail=detail, limit=limit) if reason in REASONS:
+                if reply.spent:
+                    child.kill("its decoder choked on an image")
+                raise reject(reason, detail[:DETAIL_CHARACTERS], limit)
+        child.kill("gave a reply that makes no sense")
+        raise _crashed()
+
+    async def _child_of(self, slot: _Slot) -> Child:
+        """The slot's child, started anew where there is none alive. Raises ChildLost."""
+        async with slot.starting:
+            if slot.child is not None and slot.child.alive:
+                return slot.child
+            if slot.child is not None:
+                await slot.child.stop()
+            slot.child = await start_child(self._launch)
+            slot.images = 0
+            slot.child.lost.add_done_callback(lambda _: self._notice_loss(slot))
+            return slot.child
+
+    def _notice_loss(self, slot: _Slot) -> None:
+        """A child that dies idle is replaced before anybody needs it."""
+        if self._open:
+            self._spawn(self._heal(slot))
+
+    async def _replace(self, slot: _Slot) -> None:
+        """A fresh child for a slot that is in nobody's hands; then it is idle again, even if that failed."""
+        try:
+            if slot.child is not None:
+                await slot.child.stop()
+            await self._heal(slot)
+        finally:
+            self._idle.put_nowait(slot)
+
+    async def _heal(self, slot: _Slot) -> None:
+        """Start a child where one was lost. One that does not start is tried again with the next image."""
+        try:
+            await self._child_of(slot)
+        except ChildLost:
+            return
+
+    def _spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """A task that outlives its caller but not `close`."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: its caller may be gone
+
+
+def _crashed() -> ImageRejected:
+    return reject("crashed", "Decoding the image failed. Save it again as PNG or JPEG.")
