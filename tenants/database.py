@@ -1,0 +1,382 @@
+"""Postgres: how it is provisioned, migrated and spoken to. The only commit, and the only seam to the driver.
+
+Two pools, one database. `transaction(tenant)` is for everything but the hot path: it binds the tenant for row
+security and commits at its end. `call` runs one SQL function on an autocommit connection as `pericarp_quota`,
+a role that has no table privileges: one round trip per admission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import event, make_url, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from tenants.errors import DatabaseUnavailable
+from tenants.guard import refuse_outdated, refuse_unsafe
+from tenants.tables import SCHEMA
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection as SyncConnection
+
+    from tenants.access import TenantId
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+OWNER_ROLE = "pericarp_owner"
+APP_ROLE = "pericarp_app"
+QUOTA_ROLE = "pericarp_quota"
+MIGRATION_LOCK = 0x70726301  # advisory locks: "prc", 1 and 2
+PROVISION_LOCK = 0x70726302
+SCRAM_ITERATIONS = 4096
+CONNECT_S = 3.0
+ACQUIRE_S = 3.0
+CALL_S = 3.0
+"""Client-side cap of one hot-path statement; the server's own is below it."""
+CALL_STATEMENT_MS = 2_000
+TRANSACTION_STATEMENT_MS = 10_000
+LOCK_MS = 3_000
+IDLE_IN_TRANSACTION_MS = 15_000
+
+# What says that the connection or the server is gone, not that the statement was wrong. All retryable.
+_LOST = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+_BUSY = (
+    TimeoutError,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """How the two login roles reach the database."""
+
+    owner_url: str = field(repr=False)
+    app_url: str = field(repr=False)
+
+
+async def provision(
+    superuser_url: str, *, owner_password: str, app_password: str, database: str = "pericarp"
+) -> Urls:
+    """Make the roles and the empty database, or bring them into the state that this version wants.
+
+    Idempotent, and safe when two do it at once. Passwords leave as SCRAM verifiers: no server log can show
+    them.
+    """
+    url = make_url(superuser_url)
+    with translated():
+        connection = await _connect(superuser_url, {}, command_timeout=60)
+        try:
+            await connection.execute("select pg_advisory_lock($1)", PROVISION_LOCK)
+            for role, login in (
+                (OWNER_ROLE, f"login password '{scram_verifier(owner_password)}'"),
+                (APP_ROLE, f"login password '{scram_verifier(app_password)}'"),
+                (QUOTA_ROLE, "nologin"),
+            ):
+                if not await connection.fetchval(
+                    "select exists (select from pg_roles where rolname = $1)", role
+                ):
+                    await connection.execute(f"create role {role}")
+                await connection.execute(
+                    f"alter role {role} with {login} nosuperuser nobypassrls nocreatedb nocreaterole "
+                    "noreplication"
+                )
+            # SET without INHERIT: only a connection that sets the role may admit.
+            await connection.execute(
+                f"grant {QUOTA_ROLE} to {APP_ROLE} with inherit false, set true, admin false"
+            )
+            name = await connection.fetchval("select quote_ident($1)", database)
+            if not await connection.fetchval(
+                "select exists (select from pg_database where datname = $1)", database
+            ):
+                await connection.execute(
+                    f"create database {name} owner {OWNER_ROLE} encoding 'UTF8' template template0"
+                )
+            await connection.execute(f"alter database {name} owner to {OWNER_ROLE}")
+            await connection.execute(f"revoke all on database {name} from public")
+            await connection.execute(f"grant connect on database {name} to {APP_ROLE}")
+            inside_url = url.set(database=database).render_as_string(hide_password=False)
+            inside = await _connect(inside_url, {}, command_timeout=60)
+            try:
+                await inside.execute(f"create schema if not exists {SCHEMA} authorization {OWNER_ROLE}")
+                await inside.execute("revoke all on schema public from public")
+            finally:
+                await inside.close(timeout=CONNECT_S)
+        finally:
+            await connection.close(timeout=CONNECT_S)
+    owner_url, app_url = (
+        url.set(username=role, password=password, database=database).render_as_string(hide_password=False)
+        for role, password in ((OWNER_ROLE, owner_password), (APP_ROLE, app_password))
+    )
+    return Urls(owner_url, app_url)
+
+
+def scram_verifier(password: str) -> str:
+    """What Postgres stores of a password (RFC 5803). Printable ASCII only: SASLprep changes nothing there."""
+    if not password.isascii() or not password.isprintable():
+        raise ValueError("a database password must be printable ASCII")
+    salt = os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, SCRAM_ITERATIONS)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    salt_64, stored_64, server_64 = (base64.b64encode(part).decode() for part in (salt, stored, server))
+    return f"SCRAM-SHA-256${SCRAM_ITERATIONS}:{salt_64}${stored_64}:{server_64}"
+
+
+async def migrate(owner_url: str) -> None:
+    """Bring the schema to this version's head, in one transaction: all of it or nothing.
+
+    Idempotent. Two at once run one after the other. `owner_url` names the role that owns the schema.
+    """
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: _connect(owner_url, {}, command_timeout=None),
+        poolclass=NullPool,
+    )
+    try:
+        with translated():
+            async with engine.begin() as connection:
+                await connection.execute(
+                    text("select pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
+                )
+                if not await connection.scalar(
+                    text("select to_regnamespace(:schema)::text"), {"schema": SCHEMA}
+                ):
+                    await connection.execute(text(f"create schema {SCHEMA}"))
+                await connection.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
+
+
+class Database:
+    """The runtime role's way in. Build it, `open` it, `close` it; one per process and event loop."""
+
+    def __init__(self, app_url: str, *, pool_size: int = 5, call_pool_size: int = 10) -> None:
+        self._url = app_url
+        self._pool_size = pool_size
+        self._call_pool_size = call_pool_size
+        self._engine: AsyncEngine | None = None
+        self._calls: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        """Check role and schema, then open the pools.
+
+        Raises `UnsafeRole`, `SchemaOutdated`, `DatabaseUnavailable`; nothing stays open then.
+        """
+        with translated():
+            connection = await _connect(self._url, {}, command_timeout=CALL_S)
+            try:
+                await refuse_unsafe(connection)
+                await refuse_outdated(
+                    connection, ScriptDirectory.from_config(_alembic_config()).get_current_head() or ""
+                )
+            finally:
+                await connection.close(timeout=CONNECT_S)
+            self._calls = await asyncpg.create_pool(
+                _plain(self._url),
+                min_size=1,
+                max_size=self._call_pool_size,
+                reset=_keep_as_is,
+                timeout=CONNECT_S,
+                command_timeout=CALL_S,
+                server_settings={
+                    "application_name": "pericarp",
+                    "role": QUOTA_ROLE,
+                    "synchronous_commit": "off",
+                    "statement_timeout": str(CALL_STATEMENT_MS),
+                },
+            )
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=lambda: _connect(
+                self._url,
+                {
+                    "statement_timeout": str(TRANSACTION_STATEMENT_MS),
+                    "lock_timeout": str(LOCK_MS),
+                    "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
+                },
+                command_timeout=TRANSACTION_STATEMENT_MS / 1000 + 1,
+            ),
+            pool_size=self._pool_size,
+            max_overflow=0,
+            pool_timeout=ACQUIRE_S,
+        )
+        event.listen(self._engine.sync_engine, "checkout", _drop_closed)
+
+    async def close(self) -> None:
+        """Give every connection back. Idempotent; calls that still run are cut off."""
+        calls, self._calls = self._calls, None
+        engine, self._engine = self._engine, None
+        if calls is not None:
+            try:
+                await asyncio.wait_for(calls.close(), CONNECT_S)
+            except TimeoutError:
+                calls.terminate()
+        if engine is not None:
+            await engine.dispose()
+
+    @asynccontextmanager
+    async def transaction(self, tenant: TenantId) -> AsyncIterator[AsyncConnection]:
+        """One transaction that sees the rows of `tenant` alone. Commits at the end, rolls back on any error.
+
+        Durable once the block is left. Raises `DatabaseUnavailable`; whether a lost commit happened is not
+        known then. Never hold it across a worker's computation.
+        """
+        async with self._begin() as connection:
+            await connection.execute(
+                text("select set_config('app.tenant_id', :tenant, true)"), {"tenant": str(tenant)}
+            )
+            yield connection
+
+    @asynccontextmanager
+    async def outside_tenants(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction with no tenant bound: every table is empty, only look-up functions answer."""
+        async with self._begin() as connection:
+            yield connection
+
+    async def call(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        """One function call on the hot path, committed when it returns.
+
+        Repeated once where the connection was lost, so every function called here must be idempotent. Only
+        `append_entry`, `settle` and `close_orphan` are durable on return; a crash may forget under a second
+        of the others. Raises `DatabaseUnavailable` within a few seconds, whatever the database does.
+        """
+        with translated():
+            for last in (False, True):
+                try:
+                    async with self._call_pool.acquire(timeout=ACQUIRE_S) as connection:
+                        return await connection.fetch(statement, *arguments)
+                except TimeoutError:
+                    raise
+                except _LOST as exc:
+                    if last or not _is_outage(exc):
+                        raise
+        raise AssertionError("unreachable")
+
+    async def answers(self) -> bool:
+        """True where the database answers now. Never raises."""
+        try:
+            await self.call("select 1")
+        except DatabaseUnavailable:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncIterator[AsyncConnection]:
+        if self._engine is None:
+            raise DatabaseUnavailable("the database is not open")
+        with translated():
+            async with self._engine.begin() as connection:
+                yield connection
+
+    @property
+    def _call_pool(self) -> asyncpg.Pool[asyncpg.Record]:
+        if self._calls is None:
+            raise DatabaseUnavailable("the database is not open")
+        return self._calls
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the driver's errors about the connection, the server or its load into `DatabaseUnavailable`.
+
+    Others pass: a violated constraint means something to whoever made the statement, the rest is a bug.
+    """
+    try:
+        yield
+    except PoolTimeoutError as exc:
+        raise DatabaseUnavailable("no connection became free in time") from exc
+    except DBAPIError as exc:
+        cause = driver_error(exc)
+        if exc.connection_invalidated or (
+            isinstance(cause, (*_LOST, *_BUSY)) and not isinstance(cause, ValueError)
+        ):
+            raise DatabaseUnavailable(f"{type(cause).__name__} from the database") from exc
+        raise
+    except (*_LOST, *_BUSY) as exc:
+        if not _is_outage(exc):
+            raise
+        raise DatabaseUnavailable(f"{type(exc).__name__} from the database") from exc
+
+
+def driver_error(exc: DBAPIError) -> BaseException:
+    """The asyncpg error under SQLAlchemy's wrapping."""
+    adapted = exc.orig
+    return (adapted.__cause__ if adapted is not None else None) or adapted or exc
+
+
+def _is_outage(exc: BaseException) -> bool:
+    """ValueError is asyncpg's way to say that an argument has the wrong type: a bug, whatever its base."""
+    return isinstance(exc, (*_LOST, *_BUSY)) and not isinstance(exc, ValueError)
+
+
+def _upgrade(connection: SyncConnection) -> None:
+    config = _alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+async def _connect(
+    url: str, settings: dict[str, str], *, command_timeout: float | None
+) -> asyncpg.Connection[asyncpg.Record]:
+    return await asyncpg.connect(
+        _plain(url),
+        timeout=CONNECT_S,
+        command_timeout=command_timeout,
+        server_settings={"application_name": "pericarp", **settings},
+    )
+
+
+def _plain(url: str) -> str:
+    """The URL as asyncpg reads it; SQLAlchemy's spelling of the scheme is taken as well."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme.partition('+')[0]}{mark}{rest}"
+
+
+async def _keep_as_is(_connection: object) -> None:
+    """Autocommit calls leave nothing behind; asyncpg's RESET ALL would cost a round trip for each."""
+
+
+def _drop_closed(connection: Any, _record: object, _proxy: object) -> None:
+    """A pooled connection that died while idle is replaced at once, without asking the server each time."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError

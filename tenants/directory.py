@@ -1,0 +1,245 @@
+"""The life of tenants, their policies and their keys. Every change is durable when it returns.
+
+`TenantId` is minted here and in `access.py`, nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from sqlalchemy import Text, cast, func, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from tenants import sealing, tables
+from tenants.access import PEPPER_BYTES, PEPPER_VERSION, Role, TenantId, digest_secret, make_key
+from tenants.errors import InvalidName, KeyNotFound, TenantExists, TenantNotFound
+from tenants.policy import Policy
+
+if TYPE_CHECKING:
+    from tenants.database import Database
+
+TENANT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+"""A DNS label: it goes into labels, paths and logs unchanged."""
+KEY_NAME_LENGTH = 100
+AUDIT_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One tenant."""
+
+    id: TenantId
+    name: str
+    created_at: datetime
+    suspended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One API key, without its secret."""
+
+    id: str
+    tenant: TenantId
+    role: Role
+    name: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class Directory:
+    """Creates and changes tenants, policies and keys."""
+
+    def __init__(self, database: Database, *, pepper: bytes, master_key: bytes) -> None:
+        if len(pepper) < PEPPER_BYTES:
+            raise ValueError(f"the pepper must be at least {PEPPER_BYTES} bytes")
+        self._database = database
+        self._pepper = pepper
+        self._master_key = master_key
+
+    async def create_tenant(self, name: str, policy: Policy | None = None) -> Tenant:
+        """A new tenant with its policy and its own audit key. Raises `InvalidName`, `TenantExists`."""
+        if TENANT_NAME.fullmatch(name) is None:
+            raise InvalidName("a tenant's name is 1 to 63 of a-z, 0-9 and inner hyphens")
+        tenant = TenantId(uuid.uuid4())
+        wrapped = sealing.seal(self._master_key, tenant, secrets.token_bytes(AUDIT_KEY_BYTES))
+        try:
+            async with self._database.transaction(tenant) as connection:
+                row = (
+                    await connection.execute(
+                        insert(tables.tenant)
+                        .values(id=tenant, name=name, audit_key=wrapped)
+                        .returning(tables.tenant.c.created_at)
+                    )
+                ).one()
+                await connection.execute(
+                    insert(tables.policy).values(tenant_id=tenant, version=1, body=_json(policy or Policy()))
+                )
+        except IntegrityError as exc:
+            raise TenantExists from exc
+        return Tenant(tenant, name, row.created_at, None)
+
+    async def find_tenant(self, name: str) -> Tenant:
+        """The tenant of that name. Raises `TenantNotFound`."""
+        async with self._database.outside_tenants() as connection:
+            row = (
+                await connection.execute(text("select * from pericarp.find_tenant(:name)"), {"name": name})
+            ).one_or_none()
+        if row is None:
+            raise TenantNotFound
+        return _tenant(row)
+
+    async def list_tenants(self) -> tuple[Tenant, ...]:
+        """Every tenant, by name."""
+        async with self._database.outside_tenants() as connection:
+            rows = (await connection.execute(text("select * from pericarp.list_tenants()"))).all()
+        return tuple(_tenant(row) for row in rows)
+
+    async def suspend_tenant(self, tenant: TenantId) -> None:
+        """Refuse every key of the tenant from the next request on. Idempotent. Raises `TenantNotFound`."""
+        await self._set_suspended(tenant, suspended=True)
+
+    async def resume_tenant(self, tenant: TenantId) -> None:
+        """Let a suspended tenant in again. Idempotent. Raises `TenantNotFound`."""
+        await self._set_suspended(tenant, suspended=False)
+
+    async def find_policy(self, tenant: TenantId) -> Policy:
+        """The policy in force. Raises `TenantNotFound`."""
+        columns = tables.policy.c
+        async with self._database.transaction(tenant) as connection:
+            body = await connection.scalar(
+                select(cast(columns.body, Text))
+                .where(columns.tenant_id == tenant)
+                .order_by(columns.version.desc())
+                .limit(1)
+            )
+        if body is None:
+            raise TenantNotFound
+        return Policy.from_json(body)
+
+    async def set_policy(self, tenant: TenantId, policy: Policy) -> int:
+        """Put `policy` in force from the next request on; its version. Earlier ones are kept."""
+        columns = tables.policy.c
+        async with self._database.transaction(tenant) as connection:
+            # The tenant's row is the lock: two who set a policy at once take versions one after the other.
+            locked = await connection.scalar(
+                select(tables.tenant.c.id).where(tables.tenant.c.id == tenant).with_for_update()
+            )
+            if locked is None:
+                raise TenantNotFound
+            latest = await connection.scalar(
+                select(func.max(columns.version)).where(columns.tenant_id == tenant)
+            )
+            version = (latest or 0) + 1
+            await connection.execute(
+                insert(tables.policy).values(tenant_id=tenant, version=version, body=_json(policy))
+            )
+        return version
+
+    async def create_key(
+        self, tenant: TenantId, role: Role, *, name: str | None = None, expires_at: datetime | None = None
+    ) -> tuple[Key, str]:
+        """A new key and its text, told once and stored nowhere. Raises `TenantNotFound`, `InvalidName`."""
+        if name is not None and not (0 < len(name) <= KEY_NAME_LENGTH and name.isprintable()):
+            raise InvalidName(f"a key's name is 1 to {KEY_NAME_LENGTH} printable characters")
+        if expires_at is not None and expires_at.tzinfo is None:
+            raise ValueError("expires_at needs a time zone")
+        key_id, secret, token = make_key()
+        try:
+            async with self._database.transaction(tenant) as connection:
+                row = (
+                    await connection.execute(
+                        insert(tables.key)
+                        .values(
+                            tenant_id=tenant,
+                            id=key_id,
+                            role=Role(role).value,
+                            name=name,
+                            expires_at=expires_at,
+                        )
+                        .returning(tables.key)
+                    )
+                ).one()
+                await connection.execute(
+                    insert(tables.key_secret).values(
+                        tenant_id=tenant,
+                        key_id=key_id,
+                        digest=digest_secret(self._pepper, secret),
+                        pepper_version=PEPPER_VERSION,
+                    )
+                )
+        except IntegrityError as exc:
+            raise TenantNotFound from exc
+        return _key(row), token
+
+    async def list_keys(self, tenant: TenantId) -> tuple[Key, ...]:
+        """The tenant's keys, oldest first, revoked and expired ones included."""
+        columns = tables.key.c
+        async with self._database.transaction(tenant) as connection:
+            rows = (
+                await connection.execute(
+                    select(tables.key)
+                    .where(columns.tenant_id == tenant)
+                    .order_by(columns.created_at, columns.id)
+                )
+            ).all()
+        return tuple(_key(row) for row in rows)
+
+    async def revoke_key(self, tenant: TenantId, key_id: str) -> Key:
+        """Refuse the key from the next request on. Idempotent: the first time stands.
+
+        Raises `KeyNotFound`.
+        """
+        columns = tables.key.c
+        async with self._database.transaction(tenant) as connection:
+            row = (
+                await connection.execute(
+                    update(tables.key)
+                    .where(columns.tenant_id == tenant, columns.id == key_id)
+                    .values(revoked_at=func.coalesce(columns.revoked_at, func.clock_timestamp()))
+                    .returning(tables.key)
+                )
+            ).one_or_none()
+        if row is None:
+            raise KeyNotFound
+        return _key(row)
+
+    async def _set_suspended(self, tenant: TenantId, *, suspended: bool) -> None:
+        column = tables.tenant.c.suspended_at
+        value = func.coalesce(column, func.clock_timestamp()) if suspended else None
+        async with self._database.transaction(tenant) as connection:
+            found = await connection.scalar(
+                update(tables.tenant)
+                .where(tables.tenant.c.id == tenant)
+                .values(suspended_at=value)
+                .returning(tables.tenant.c.id)
+            )
+        if found is None:
+            raise TenantNotFound
+
+
+def _tenant(row: Any) -> Tenant:
+    return Tenant(TenantId(row.id), row.name, row.created_at, row.suspended_at)
+
+
+def _key(row: Any) -> Key:
+    return Key(
+        row.id,
+        TenantId(row.tenant_id),
+        Role(row.role),
+        row.name,
+        row.created_at,
+        row.expires_at,
+        row.revoked_at,
+    )
+
+
+def _json(policy: Policy) -> Any:
+    """For a jsonb column, which takes the value and not its text."""
+    return orjson.loads(policy.to_json())

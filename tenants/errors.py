@@ -1,0 +1,143 @@
+"""What can go wrong in `tenants`. A docstring's first line is the default message, fit for a caller's eyes.
+
+    TenancyError
+    ├── Unauthenticated         who calls is not known
+    │   ├── KeyMalformed        not a key of ours, or one with a typo; no database was asked
+    │   └── KeyUnknown          unknown, revoked, expired, or the wrong secret: one message for all
+    ├── Forbidden               who calls is known and may not
+    │   └── TenantSuspended
+    ├── TenantNotFound · TenantExists · KeyNotFound
+    ├── InvalidName             a tenant's or key's name that we do not take
+    ├── InvalidPolicy           a policy that contradicts itself, or has unknown fields
+    ├── QuotaExceeded           a limit is used up; come back after `retry_after_s`
+    ├── RequestTooCostly        costs more than the limit lets through at once: waiting does not help
+    ├── EntryInvalid            the bytes are not an entry of the log
+    ├── SealBroken              a wrapped secret does not open: wrong master key, or altered bytes
+    ├── DatabaseUnavailable     retryable; nothing is known to have happened
+    ├── UnsafeRole              the runtime role could step over row security; the service must not start
+    └── SchemaOutdated          the schema is not the one this version needs
+
+Driver errors never leave `tenants`: `database.py` translates them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from tenants.quotas import Standing
+
+
+class TenancyError(Exception):
+    """Something is wrong with a tenant, a key, a limit or the database."""
+
+    def __init__(self, message: str | None = None) -> None:
+        """`message` is for operators; what a caller reads is the docstring's first line."""
+        super().__init__(message or (type(self).__doc__ or "").split("\n")[0])
+
+
+class Unauthenticated(TenancyError):
+    """The API key is missing or not valid.
+
+    `tenant` and `key_id` are set where a *known* key failed, for the log alone; a caller must never learn
+    them. `reason` is one of malformed, unknown, wrong_secret, revoked, expired.
+    """
+
+    def __init__(self, *, reason: str, tenant: UUID | None = None, key_id: str | None = None) -> None:
+        super().__init__()
+        self.reason = reason
+        self.tenant = tenant
+        self.key_id = key_id
+
+
+class KeyMalformed(Unauthenticated):
+    """The API key is missing or not valid."""
+
+    def __init__(self) -> None:
+        super().__init__(reason="malformed")
+
+
+class KeyUnknown(Unauthenticated):
+    """The API key is missing or not valid."""
+
+
+class Forbidden(TenancyError):
+    """This key may not do that."""
+
+
+class TenantSuspended(Forbidden):
+    """This key's tenant is suspended."""
+
+    def __init__(self, *, tenant: UUID, key_id: str) -> None:
+        super().__init__()
+        self.tenant = tenant
+        self.key_id = key_id
+
+
+class TenantNotFound(TenancyError):
+    """There is no such tenant."""
+
+
+class TenantExists(TenancyError):
+    """There is a tenant of that name already."""
+
+
+class KeyNotFound(TenancyError):
+    """There is no such key."""
+
+
+class InvalidName(TenancyError):
+    """The name is not valid."""
+
+
+class InvalidPolicy(TenancyError):
+    """The policy is not valid."""
+
+
+class QuotaExceeded(TenancyError):
+    """A limit of the tenant is used up.
+
+    `violated` names the limits (`requests`, `images`, `concurrency`); all of them let the same request
+    through `retry_after_s` from now if nothing else is asked meanwhile. `standings` tells every limit's
+    state.
+    """
+
+    def __init__(
+        self, *, violated: tuple[str, ...], retry_after_s: int, standings: tuple[Standing, ...] = ()
+    ) -> None:
+        super().__init__(f"Used up: {', '.join(violated)}. Try again in {retry_after_s} s.")
+        self.violated = violated
+        self.retry_after_s = retry_after_s
+        self.standings = standings
+
+
+class RequestTooCostly(TenancyError):
+    """The request costs more than the tenant's limit ever lets through at once."""
+
+    def __init__(self, *, limit: str, cost: int, at_once: int) -> None:
+        super().__init__(f"{cost} {limit} are more than the {at_once} that fit at once.")
+        self.limit = limit
+        self.cost = cost
+        self.at_once = at_once
+
+
+class EntryInvalid(TenancyError):
+    """These bytes are not an entry of the log."""
+
+
+class SealBroken(TenancyError):
+    """A stored secret cannot be opened."""
+
+
+class DatabaseUnavailable(TenancyError):
+    """The database does not answer. Try again shortly."""
+
+
+class UnsafeRole(TenancyError):
+    """The database role could see other tenants' rows."""
+
+
+class SchemaOutdated(TenancyError):
+    """The database schema does not belong to this version; run `migrate`."""

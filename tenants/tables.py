@@ -1,0 +1,155 @@
+"""The schema as SQLAlchemy sees it. `migrations/` build it; a test compares the two.
+
+Only what runs inside `transaction(tenant)` uses these; admission, authentication and the log's append are SQL
+functions.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Date,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
+
+SCHEMA = "pericarp"
+metadata = MetaData(schema=SCHEMA)
+
+_NOW = text("clock_timestamp()")
+_NEVER = text("'-infinity'")
+
+
+def _time(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
+    return Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=_NOW if default else None)
+
+
+tenant = Table(
+    "tenant",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    Column("name", Text, nullable=False),
+    _time("created_at", default=True),
+    _time("suspended_at", nullable=True),
+    Column("audit_key", LargeBinary, comment="wrapped under the master key; null once destroyed"),
+    UniqueConstraint("name", name="tenant_name_key"),
+)
+
+policy = Table(
+    "policy",
+    metadata,
+    Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="policy_tenant_fkey"), nullable=False),
+    Column("version", Integer, nullable=False),
+    _time("created_at", default=True),
+    Column("body", JSONB, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "version", name="policy_pkey"),
+    CheckConstraint("version > 0", name="policy_version_check"),
+)
+
+key = Table(
+    "key",
+    metadata,
+    Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="key_tenant_fkey"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("name", Text),
+    _time("created_at", default=True),
+    _time("expires_at", nullable=True),
+    _time("revoked_at", nullable=True),
+    PrimaryKeyConstraint("tenant_id", "id", name="key_pkey"),
+    UniqueConstraint("id", name="key_id_key"),
+)
+
+key_secret = Table(
+    "key_secret",
+    metadata,
+    Column("tenant_id", UUID, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("pepper_version", Integer, nullable=False),
+    _time("created_at", default=True),
+    _time("not_after", nullable=True),
+    PrimaryKeyConstraint("tenant_id", "key_id", "digest", name="key_secret_pkey"),
+    ForeignKeyConstraint(
+        ["tenant_id", "key_id"], ["pericarp.key.tenant_id", "pericarp.key.id"], name="key_secret_key_fkey"
+    ),
+)
+
+audit_inbox = Table(
+    "audit_inbox",
+    metadata,
+    Column("tenant_id", UUID, nullable=False),
+    Column("id", UUID, nullable=False, server_default=text("gen_random_uuid()")),
+    Column("request_id", UUID, nullable=False),
+    Column("orphan", Boolean, nullable=False, server_default=text("false")),
+    _time("recorded_at", default=True),
+    Column("schema_version", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "id", name="audit_inbox_pkey"),
+    UniqueConstraint("tenant_id", "request_id", "orphan", name="audit_inbox_request_key"),
+    Index("audit_inbox_recorded", "tenant_id", "recorded_at", "id"),
+)
+
+quota = Table(
+    "quota",
+    metadata,
+    Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="quota_tenant_fkey"), nullable=False),
+    Column("key_id", Text, nullable=False, server_default=text("''")),
+    Column(
+        "requests_tat",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NEVER,
+        comment="GCRA: theoretical arrival time",
+    ),
+    Column("images_tat", TIMESTAMP(timezone=True), nullable=False, server_default=_NEVER),
+    Column("month", Date, nullable=False, server_default=_NEVER),
+    Column("month_requests", BigInteger, nullable=False, server_default=text("0")),
+    Column("month_images", BigInteger, nullable=False, server_default=text("0")),
+    PrimaryKeyConstraint("tenant_id", "key_id", name="quota_pkey"),
+)
+
+slot = Table(
+    "slot",
+    metadata,
+    Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="slot_tenant_fkey"), nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("expires_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NEVER),
+    Column(
+        "token",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="fencing: counts who had the slot; a stale one frees nothing",
+    ),
+    PrimaryKeyConstraint("tenant_id", "n", name="slot_pkey"),
+)
+
+hold = Table(
+    "hold",
+    metadata,
+    Column("tenant_id", UUID, nullable=False),
+    Column("request_id", UUID, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("images_per_minute", Integer, nullable=False),
+    _time("held_at"),
+    _time("expires_at"),
+    PrimaryKeyConstraint("tenant_id", "request_id", name="hold_pkey"),
+    Index("hold_expires", "expires_at"),
+)
