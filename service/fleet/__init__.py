@@ -1,6 +1,7 @@
 """Workers: the processes that score, each for one tenant.
 
-    router.py  the Fleet protocol and what passes through it
-    local.py   worker processes of this host: start, assign, retire, replace
-    worker.py  the child's main: load one model, warm up, then read, score, write
+router.py   the Fleet protocol and what passes through it
+seats.py    who sits where: seats, lines, and the rules of giving and taking them
+local.py    worker processes of this host: start, assign, retire, replace
+worker.py   the child's main: load one model, warm up, then read, score, write
 """

@@ -6,14 +6,14 @@ interpreter's own shutdown takes a third of a second with torch loaded and has n
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 import threading
-from pathlib import Path
 from typing import Any, NoReturn
 
-from service.processes.sandbox import PR_SET_PDEATHSIG, prctl
+from service.processes.sandbox import PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 from service.processes.wire import Beat, Vocabulary, WireError
 
 BEAT_S = 1.0
@@ -29,6 +29,9 @@ class Parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._parent_pid = parent_pid
         self._vocabulary = vocabulary
+        # uvloop hands its children every descriptor that is not close-on-exec, whatever close_fds says.
+        os.closerange(3, fd)
+        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
         self._connection = socket.socket(fileno=fd)
         self._connection.setblocking(True)
         self._sending = threading.Lock()  # a beat must not land inside a reply
@@ -74,8 +77,9 @@ def leave(status: int) -> NoReturn:
 
 
 def name_process(name: str) -> None:
-    """What `ps` and `top` call this process; 15 bytes are kept."""
-    try:
-        Path("/proc/self/comm").write_text(name[:15], encoding="utf-8")
-    except OSError:
-        return  # a name is a courtesy
+    """What `ps` and `top` call this process; 15 bytes are kept. Call it on the main thread.
+
+    Not through /proc/self/comm, which belongs to root once a process may not be dumped.
+    """
+    kept = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(PR_SET_NAME, ctypes.addressof(kept))

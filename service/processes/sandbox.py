@@ -13,11 +13,10 @@ import resource
 import sys
 from dataclasses import dataclass
 
-PR_SET_DUMPABLE = 4
 PR_SET_PDEATHSIG = 1
-PR_SET_NO_NEW_PRIVS = 38
-PR_GET_DUMPABLE = 3
-PR_GET_NO_NEW_PRIVS = 39
+PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
+PR_SET_NAME = 15
+PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 38, 39
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,8 @@ def prctl(option: int, value: int = 0) -> int:
     """prctl(2) with one argument; -1 where it failed or this is not Linux."""
     if sys.platform != "linux":
         return -1
-    return int(ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0))
+    zero = ctypes.c_ulong(0)
+    return int(ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), zero, zero, zero))
 
 
 def _limit(name: str, kind: int, value: int) -> Measure:

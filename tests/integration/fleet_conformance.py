@@ -1,0 +1,125 @@
+"""What every fleet must do, whatever runs its workers. Subclass it beside a fixture `fleet`, already started.
+
+The fleet's workers run the puppet of `fake_worker.py` (or its like), at most two of them assigned, one job at
+a time each and four in line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from models import Item, Job, JobTooLong, ModelFailed, Pixels
+from service.errors import BadRequest, DeadlineExceeded, Overloaded
+from service.fleet.router import Fleet
+
+ACME, BETA = "5f0c1a2b-acme", "9e8d7c6b-beta"
+
+
+def job(query: str = "length", *texts: str) -> Job:
+    return Job(Item(query), tuple(Item(text) for text in texts or ("a", "bbb", "cc")))
+
+
+async def until(condition: object, within_s: float = 10.0) -> None:
+    """Wait until `condition()` is true."""
+    assert callable(condition)
+    end_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end_s, "it never came true"
+        await asyncio.sleep(0.01)
+
+
+class FleetConformance:
+    """The contract of `service.fleet.router.Fleet`."""
+
+    async def test_scores_come_in_the_order_of_the_candidates_with_what_they_took(self, fleet: Fleet) -> None:
+        scored = await fleet.score(ACME, job(), deadline_s=20)
+        assert scored.scores.margins == (1.0, 3.0, 2.0)
+        assert scored.scores.stages_ms == {"forward": 0.5}
+        assert not scored.retried
+        assert scored.queue_ms >= 0 and scored.worker_ms >= 0
+
+    async def test_pixels_arrive_whole(self, fleet: Fleet) -> None:
+        images = tuple(Item("x", Pixels(n, 3, bytes(n * 9))) for n in range(1, 9))
+        scored = await fleet.score(ACME, Job(Item("length"), images), deadline_s=20)
+        assert scored.scores.image_tokens == 3 * sum(range(1, 9))
+
+    async def test_it_is_ready_once_a_worker_has_scored_its_warm_up(self, fleet: Fleet) -> None:
+        await until(lambda: fleet.ready)
+        assert fleet.card is not None and fleet.card.name == "puppet"
+        assert fleet.reason is None
+
+    async def test_two_tenants_never_share_a_worker(self, fleet: Fleet) -> None:
+        asked = [
+            (tenant, asyncio.create_task(fleet.score(tenant, job(), deadline_s=20)))
+            for tenant in (ACME, BETA, BETA, ACME)
+        ]
+        answered = [(tenant, (await task).worker) for tenant, task in asked]
+        pids = {tenant: {worker for other, worker in answered if other == tenant} for tenant in (ACME, BETA)}
+        assert len(pids[ACME]) == len(pids[BETA]) == 1
+        assert pids[ACME].isdisjoint(pids[BETA])
+        assert {(state.tenant, state.pid) for state in fleet.workers() if state.state == "assigned"} == {
+            (tenant, pid) for tenant, pids_ in pids.items() for pid in pids_
+        }
+
+    async def test_a_full_line_refuses_at_once(self, fleet: Fleet) -> None:
+        await fleet.score(ACME, job(), deadline_s=20)
+        tasks = [asyncio.create_task(fleet.score(ACME, job("sleep 0.3"), deadline_s=20)) for _ in range(5)]
+        await until(lambda: any(state.busy for state in fleet.workers()))
+        await asyncio.sleep(0.05)
+        start_s = time.monotonic()
+        with pytest.raises(Overloaded) as refused:
+            await fleet.score(ACME, job(), deadline_s=20)
+        assert time.monotonic() - start_s < 0.2
+        assert refused.value.reason == "queue_full"
+        assert len(await asyncio.gather(*tasks)) == 5
+
+    async def test_a_deadline_ends_the_wait_and_the_worker_lives_on(self, fleet: Fleet) -> None:
+        first = await fleet.score(ACME, job(), deadline_s=20)
+        start_s = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await fleet.score(ACME, job("sleep 0.6"), deadline_s=0.2)
+        assert 0.15 < time.monotonic() - start_s < 0.5
+        assert (await fleet.score(ACME, job(), deadline_s=20)).worker == first.worker
+
+    async def test_no_time_left_is_a_deadline(self, fleet: Fleet) -> None:
+        with pytest.raises(DeadlineExceeded):
+            await fleet.score(ACME, job(), deadline_s=0)
+
+    async def test_a_cancelled_caller_frees_its_place_and_is_never_computed(self, fleet: Fleet) -> None:
+        await fleet.score(ACME, job(), deadline_s=20)
+        running = asyncio.create_task(fleet.score(ACME, job("sleep 0.4"), deadline_s=20))
+        await until(lambda: any(state.busy for state in fleet.workers()))
+        waiting = [asyncio.create_task(fleet.score(ACME, job("sleep 5"), deadline_s=20)) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        start_s = time.monotonic()
+        await fleet.score(ACME, job(), deadline_s=20)  # there is room again, and nothing slept for 5 s
+        assert time.monotonic() - start_s < 2
+        await running
+
+    async def test_the_model_s_own_refusals_keep_their_type(self, fleet: Fleet) -> None:
+        with pytest.raises(JobTooLong, match="101 tokens"):
+            await fleet.score(ACME, job("too-long"), deadline_s=20)
+        for command in ("fail", "nan", "raise over my text"):
+            with pytest.raises(ModelFailed) as failed:
+                await fleet.score(ACME, job(command), deadline_s=20)
+            assert "my text" not in str(failed.value)
+        assert (await fleet.score(ACME, job(), deadline_s=20)).scores.margins == (1.0, 3.0, 2.0)
+
+    async def test_text_that_is_no_text_is_a_bad_request(self, fleet: Fleet) -> None:
+        with pytest.raises(BadRequest):
+            await fleet.score(ACME, job("\ud800"), deadline_s=20)
+        await fleet.score(ACME, job(), deadline_s=20)
+
+    async def test_a_closed_fleet_refuses_and_has_no_workers(self, fleet: Fleet) -> None:
+        await fleet.score(ACME, job(), deadline_s=20)
+        await fleet.close()
+        assert fleet.workers() == ()
+        assert not fleet.ready
+        with pytest.raises(Overloaded):
+            await fleet.score(ACME, job(), deadline_s=20)
