@@ -47,6 +47,7 @@ from tenants.postgres_account import (
     hand_over,
     keep,
     place_of,
+    recorded_place,
     socket_directory,
     sync_directory,
     write_durably,
@@ -88,13 +89,16 @@ _SETTINGS = {
     "log_parameter_max_length_on_error": "0",
     "cluster_name": "pericarp",
 }
-_OURS = ("listen_addresses", "port", "unix_socket_directories", "unix_socket_permissions", "data_directory")
+_OURS = {
+    *("listen_addresses", "port", "unix_socket_directories", "unix_socket_permissions"),
+    *("data_directory", "config_file", "hba_file", "ident_file"),
+}
 _PORT = 5432  # names the socket; nothing listens on TCP
 _START_S = 60.0
 _LOG_BYTES = 8 * 2**20
 
 
-class StartFailed(EmbeddedError):  # noqa: N818
+class StartFailed(EmbeddedError):
     """Postgres did not start."""
 
 
@@ -150,24 +154,27 @@ def running(
         yield server
     finally:
         if os.getpid() == claimed_by:  # a forked copy of us has no claim to give back
-            with turn(home / "postgres" / "lock", LEAVE_S):
-                leave(place.cluster, held)
+            try:
+                with turn(home / "postgres" / "lock", _START_S + LEAVE_S):
+                    leave(place.cluster, held)
+            except Busy:
+                let_go(held)
+                raise
 
 
 def erase(home: Path) -> None:
     """Delete the database of `home` for good, wherever it lies, with its password. Refused while claimed."""
     home = _prepare(home, {})
     with turn(home / "postgres" / "lock", _START_S):
-        if (home / "postgres" / "location").exists():
-            with contextlib.suppress(DataUnusable):
-                place = place_of(home, "", OUTSIDE)
-                if not unattended(place.cluster):
-                    raise EmbeddedError("the database is in use: stop the service first")
-                clear_remains(place)
-                shutil.rmtree(place.sockets, ignore_errors=True)
-                shutil.rmtree(place.data, ignore_errors=True)
-                if place.cluster != home / "postgres":
-                    shutil.rmtree(place.cluster)
+        place = recorded_place(home)
+        if place is not None and place.cluster.exists():
+            if not unattended(place.cluster):
+                raise EmbeddedError("the database is in use: stop the service first")
+            clear_remains(socket_directory(home, place))
+            for directory in (place.sockets, place.data):
+                shutil.rmtree(directory, ignore_errors=True)
+            if place.cluster != home / "postgres":
+                shutil.rmtree(place.cluster)
         for name in ("location", "holders", "guardian"):
             (home / "postgres" / name).unlink(missing_ok=True)
         _secret(home).unlink(missing_ok=True)
@@ -176,7 +183,7 @@ def erase(home: Path) -> None:
 def _prepare(home: Path, settings: Mapping[str, str]) -> Path:
     if sys.platform != "linux":
         raise EmbeddedError("the embedded Postgres is supervised on Linux only: set DATABASE_URL")
-    if refused := sorted(name for name in settings if name.lower() in _OURS):
+    if refused := sorted(name for name in settings if name.lower().replace("-", "_") in _OURS):
         raise EmbeddedError(
             f"{', '.join(refused)} cannot be set for an embedded Postgres: set DATABASE_URL instead"
         )
@@ -198,6 +205,7 @@ def _prepare(home: Path, settings: Mapping[str, str]) -> Path:
 def _start(home: Path, place: Place, settings: Mapping[str, str], outside: Path) -> Place:
     """Nobody supervises a server here and it is our turn: make the place sound, then start one."""
     binaries = binaries_for(place, outside)
+    place = socket_directory(home, place)
     clear_remains(place)
     if not place.data.exists():
         _initialise(home, place, binaries)
@@ -205,7 +213,6 @@ def _start(home: Path, place: Place, settings: Mapping[str, str], outside: Path)
         place = replace(place, initialised=True)
         keep(home, place)
     _refuse_other_major(place, binaries)
-    place = socket_directory(home, place)
     chosen = {
         **_SETTINGS,
         **settings,
@@ -243,7 +250,7 @@ def _start(home: Path, place: Place, settings: Mapping[str, str], outside: Path)
 
 def _initialise(home: Path, place: Place, binaries: Path) -> None:
     """initdb beside, then rename: data/ is either whole or not there."""
-    password = _password(home)
+    password = _password(home, place)
     draft = Path(tempfile.mkdtemp(prefix="draft-", dir=place.cluster))
     os.chown(draft, place.initdb_uid, place.initdb_gid)
     reading, writing = os.pipe()
@@ -276,7 +283,9 @@ def _initialise(home: Path, place: Place, binaries: Path) -> None:
         os.close(reading)
     if made.returncode:
         shutil.rmtree(draft, ignore_errors=True)
-        raise StartFailed(f"initdb failed: {_last_lines(made.stderr.decode(errors='replace'))}")
+        said = _last_lines(made.stderr.decode(errors="replace"))
+        hint = f": give uid {place.initdb_uid} a passwd entry" if "look up effective user" in said else ""
+        raise StartFailed(f"initdb failed: {said}{hint}")
     hand_over(draft, place.uid, place.gid)
     draft.rename(place.data)
     sync_directory(place.cluster)
@@ -319,16 +328,16 @@ def _asks_for_password(sockets: Path) -> bool:
         try:
             line.connect(str(sockets / f".s.PGSQL.{_PORT}"))
             line.sendall(hello)
-            return (
-                line.recv(4096)[:1] == b"R"
-            )  # all of it: unread bytes would be a reset, and a line in the log
+            # All of it: closing on unread bytes is a reset, and a line in the log.
+            return line.recv(4096)[:1] == b"R"
         except OSError:
             return False
 
 
 def _server(home: Path, place: Place) -> Server:
+    address = f"host={quote(str(place.sockets))}&port={_PORT}"  # both, or a client's PGPORT would count
     return Server(
-        superuser_url=f"postgresql://postgres:{_password(home)}@/postgres?host={quote(str(place.sockets))}&port={_PORT}",
+        superuser_url=f"postgresql://postgres:{_password(home, place)}@/postgres?{address}",
         socket_directory=place.sockets,
         data_directory=place.data,
         binaries=carried_binaries(),
@@ -336,11 +345,11 @@ def _server(home: Path, place: Place) -> Server:
     )
 
 
-def _password(home: Path) -> str:
+def _password(home: Path, place: Place) -> str:
     """The superuser's, made on the first start. Without it a cluster that exists cannot be entered."""
     path = _secret(home)
     if not path.exists():
-        if (place := home / "postgres" / "location").exists() and '"initialised": true' in place.read_text():
+        if place.initialised:
             raise DataUnusable(f"{path} is gone: restore it, the database cannot be entered without it")
         write_durably(path, secrets.token_urlsafe(32))  # 256 bits, safe in a URL
     return path.read_text(encoding="ascii").strip()

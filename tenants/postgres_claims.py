@@ -21,11 +21,11 @@ LEAVE_S = 60.0  # longer than all the guardian's patience together
 POLL_S = 0.01
 
 
-class StopFailed(EmbeddedError):  # noqa: N818
+class StopFailed(EmbeddedError):
     """Postgres did not stop in time."""
 
 
-class Busy(EmbeddedError):  # noqa: N818
+class Busy(EmbeddedError):
     """Another process has had its turn for too long."""
 
 
@@ -51,7 +51,7 @@ def claim(cluster: Path) -> int:
 
 
 def leave(cluster: Path, held: int) -> None:
-    """In our turn, so nobody claims meanwhile: give it back; if it was the last, wait for the server to stop."""
+    """In our turn, so nobody claims meanwhile: give it back; after the last, wait for the server to stop."""
     last = _lock(held, fcntl.LOCK_EX, 0)
     if not last:  # others hold it, or a guardian that came first is already stopping it
         others = _lock(held, fcntl.LOCK_SH, 0)

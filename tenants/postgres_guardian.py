@@ -4,7 +4,7 @@
 be a fresh, single-threaded process of the standard library alone. Three verbs:
 
     reach UID GID PATH…             0 if that account can enter (a directory) or run (a file) every PATH
-    become UID GID COMMAND…         give up root and run COMMAND; it dies with whoever started it
+    become UID GID COMMAND…         give up root and run COMMAND (initdb); it dies with whoever started it
     serve CLUSTER UID GID COMMAND…  leave the caller's session, run Postgres, stay until nobody claims it
 
 `serve` holds CLUSTER/guardian, an exclusive flock, for life: who can take that lock knows that no server is
@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import pwd
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ _IMMEDIATE_STOP_S = 10.0
 _LONG_LIFE_S = 60.0  # a server that lived this long was healthy: forget earlier failures
 _MOST_RESTARTS = 8
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWUSER = 0x10000000
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +40,7 @@ def main(arguments: list[str]) -> int:
         return _serve(Path(rest[0]), int(rest[1]), int(rest[2]), rest[3:])
     _become(int(rest[0]), int(rest[1]))
     if verb == "become":
+        _borrow_a_name()
         _die_with_parent(signal.SIGKILL)
         os.execv(rest[2], rest[2:])  # noqa: S606
     return _reach(rest[2:])
@@ -59,6 +62,22 @@ def _become(uid: int, gid: int) -> None:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+
+
+def _borrow_a_name() -> None:
+    """initdb insists on a passwd entry. A container's arbitrary uid has none: be `nobody` in a user namespace.
+
+    Where that is not allowed, initdb says what it misses.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if any(entry.pw_uid == uid for entry in pwd.getpwall()):
+        return
+    listed = next((entry for entry in pwd.getpwall() if entry.pw_name == "nobody"), None)
+    if listed is None or ctypes.CDLL(None).unshare(_CLONE_NEWUSER) != 0:
+        return
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{listed.pw_uid} {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{listed.pw_gid} {gid} 1")
 
 
 def _die_with_parent(with_signal: int) -> None:
@@ -97,6 +116,7 @@ def _serve(cluster: Path, uid: int, gid: int, command: list[str]) -> int:
     # A terminal's Ctrl-C or a service manager's SIGTERM to the whole group must not part us from our holders.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would have the kernel reap for us
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     _spare_from_the_oom_killer(-900)
     holders = os.open(cluster / "holders", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

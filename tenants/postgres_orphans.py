@@ -18,7 +18,7 @@ from tenants.postgres_account import DEDICATED_UIDS, EmbeddedError, Place
 _PATIENCE_S = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 8.0), (signal.SIGKILL, 5.0))
 
 
-class OrphanStays(EmbeddedError):  # noqa: N818
+class OrphanStays(EmbeddedError):
     """A Postgres that nobody supervises cannot be ended."""
 
 
