@@ -23,6 +23,8 @@ class RawItem:
     where: str
     text: str | None = None
     image: bytes | None = None
+    sent_image: str | None = None
+    """The image as it was sent, to be repeated where `return_documents` asks for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,16 @@
     ServiceError
     ├── BadRequest          the request is wrong; `field` says where
     ├── BodyTooLarge        more bytes than the door lets in
-    ├── NotFound            no such path, model or object
+    ├── Forbidden           the key's role may not do this
+    ├── NotFound            no such path or object
+    ├── ModelUnknown        the request names a model that is not served
+    ├── NotReady            no worker has scored its warm-up yet, or the database does not answer
     ├── MethodNotAllowed
     ├── ImageRejected       an image that no model should see; `field` says which
     ├── Overloaded          no room in a queue; come back after `retry_after_s`
     ├── WorkerLost          the worker died, and so did its replacement
     ├── ScreeningLost       no screening child answers
+    ├── LogUnavailable      the entry could not be written, so there is no answer
     └── DeadlineExceeded    the answer would have come too late
 
 `service/`, `tenants/` and `models/` raise their own errors; only `describe` knows what HTTP makes of them.
@@ -18,8 +22,20 @@ Whatever is not in the table is a 500 without a word of detail.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from models import JobTooLong, ModelFailed, ModelNotFound
+from tenants.errors import (
+    DatabaseUnavailable,
+    QuotaExceeded,
+    RequestTooCostly,
+    Unauthenticated,
+)
+from tenants.errors import (
+    Forbidden as TenantForbidden,
+)
+
+PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types"
 
 
 class ServiceError(Exception):
@@ -57,12 +73,29 @@ class NotFound(ServiceError):
     """There is nothing here."""
 
 
+class Forbidden(ServiceError):
+    """This key may not do that."""
+
+
+class ModelUnknown(ServiceError):
+    """That model is not served here."""
+
+
+class NotReady(ServiceError):
+    """The service is not ready yet."""
+
+
 class MethodNotAllowed(ServiceError):
     """This path does not take that method."""
 
 
 class ImageRejected(ServiceError):
-    """The image cannot be used. `reason` is one of `service.screening.REASONS`."""
+    """The image cannot be used.
+
+    `reason` is one of `service.screening.REASONS`; `index` is the image's place among those of the request.
+    """
+
+    index: int | None = None
 
 
 class Overloaded(ServiceError):
@@ -75,6 +108,10 @@ class WorkerLost(ServiceError):
 
 class ScreeningLost(ServiceError):
     """The image screening stopped while it was working. Try again."""
+
+
+class LogUnavailable(ServiceError):
+    """The decision could not be written to the log, and nothing is answered without its entry. Try again."""
 
 
 class DeadlineExceeded(ServiceError):
@@ -93,14 +130,80 @@ class Meaning:
 TABLE: dict[type[Exception], Meaning] = {
     BadRequest: Meaning(422, "invalid_request"),
     BodyTooLarge: Meaning(413, "body_too_large"),
+    Unauthenticated: Meaning(401, "unauthenticated"),
+    Forbidden: Meaning(403, "forbidden"),
+    TenantForbidden: Meaning(403, "forbidden"),
+    QuotaExceeded: Meaning(429, "quota_exceeded"),
+    RequestTooCostly: Meaning(422, "request_too_costly"),
+    DatabaseUnavailable: Meaning(503, "database_unavailable", 1),
+    ModelUnknown: Meaning(404, "model_not_found"),
+    NotReady: Meaning(503, "not_ready", 1),
     NotFound: Meaning(404, "not_found"),
     MethodNotAllowed: Meaning(405, "method_not_allowed"),
     ImageRejected: Meaning(422, "image_rejected"),
     Overloaded: Meaning(503, "overloaded", 1),
     WorkerLost: Meaning(503, "worker_lost", 1),
     ScreeningLost: Meaning(503, "screening_lost", 1),
+    LogUnavailable: Meaning(503, "log_unavailable", 1),
     DeadlineExceeded: Meaning(504, "deadline_exceeded"),
     JobTooLong: Meaning(422, "query_too_long"),
     ModelNotFound: Meaning(404, "model_not_found"),
     ModelFailed: Meaning(502, "model_failed"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One error as a caller may see it."""
+
+    status: int
+    code: str
+    detail: str
+    field: str | None = None
+    limit: int | str | None = None
+    reason: str | None = None
+    retry_after_s: int | None = None
+    violated: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def title(self) -> str:
+        return HTTPStatus(self.status).phrase
+
+    @property
+    def type_uri(self) -> str:
+        """IANA's problem type where there is one (draft-ietf-httpapi-ratelimit-headers), else about:blank."""
+        return f"{PROBLEM_TYPES}#quota-exceeded" if self.status == 429 else "about:blank"
+
+
+def describe(exc: BaseException) -> Trouble:
+    """What a caller may know of `exc`. An error that is not in the table is a 500 without a word of detail."""
+    kind = next((parent for parent in type(exc).__mro__ if parent in TABLE), None)
+    if kind is None:
+        return Trouble(
+            500, "internal", "Something broke on our side; the request id helps us to find out what."
+        )
+    meaning = TABLE[kind]
+    if isinstance(exc, ServiceError):
+        return Trouble(
+            meaning.status,
+            meaning.code,
+            exc.detail,
+            exc.field,
+            exc.limit,
+            exc.reason,
+            exc.retry_after_s or meaning.retry_after_s,
+            headers=tuple(exc.headers.items()),
+        )
+    if isinstance(exc, QuotaExceeded):
+        return Trouble(
+            meaning.status,
+            meaning.code,
+            f"Used up: {', '.join(exc.violated)}. Try again in {exc.retry_after_s} s.",
+            retry_after_s=exc.retry_after_s,
+            violated=exc.violated,
+        )
+    # A domain error's own message may name what no caller should see; its docstring is written for callers.
+    return Trouble(
+        meaning.status, meaning.code, (kind.__doc__ or "").split("\n")[0], retry_after_s=meaning.retry_after_s
+    )

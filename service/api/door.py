@@ -7,6 +7,7 @@ and, for a known caller, an entry in the log. Who has no key leaves a metric ins
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
 from service.asks import Exchange
-from service.errors import BodyTooLarge, Trouble, describe
+from service.errors import BodyTooLarge, LogUnavailable, Trouble, describe
 from service.watch import metrics
 from service.watch.logs import get_logger, where_it_broke
 
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from service.ledger import Ledger
     from tenants.access import Access
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css"})
+OPEN_PATHS = frozenset(
+    {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css"}
+)
 """What answers without a key: health and documentation, nothing of any tenant."""
+
+PLAIN_PATH = re.compile(r"/[a-z0-9/_.-]{0,47}")
 
 log = get_logger(__name__)
 
@@ -47,7 +52,7 @@ class Door:
         exchange = Exchange(
             request_id=str(uuid.uuid4()),
             client_address=(scope.get("client") or ("", 0))[0],
-            operation=f"{scope['method']} {scope['path']}"[:64],
+            operation=_operation(scope),
         )
         scope.setdefault("state", {})["exchange"] = exchange
         status = 0
@@ -66,7 +71,7 @@ class Door:
 
         try:
             await self._admit(scope, receive, send_with_id, exchange)
-        except Exception as exc:  # noqa: BLE001 - the one place where every error becomes an answer
+        except Exception as exc:
             if status:  # the answer has begun: all that is left is to break it off
                 raise
             trouble = await self._record(exchange, exc)
@@ -132,7 +137,7 @@ class Door:
                     error=type(failure).__name__,
                     where=where_it_broke(failure),
                 )
-                return describe(failure) if describe(failure).status == 503 else Trouble.unavailable()
+                return describe(LogUnavailable())
         return trouble
 
 
@@ -166,6 +171,12 @@ def problem(trouble: Trouble, exchange: Exchange) -> Response:
 def server_timing(exchange: Exchange) -> str:
     """The stages as a `Server-Timing` header (W3C Server Timing, section 3)."""
     return ", ".join(f"{name};dur={ms:.1f}" for name, ms in exchange.stages_ms.items())
+
+
+def _operation(scope: Scope) -> str:
+    """What the log calls the request until a route knows better; a path that says too much is not repeated."""
+    path = scope["path"] if PLAIN_PATH.fullmatch(scope["path"]) else "other"
+    return f"{scope['method'][:8]} {path}"
 
 
 def _token(headers: Headers) -> str:

@@ -213,7 +213,7 @@ def _item(side: str | TextAndImage | Content, where: str, text_length: int) -> R
         _check_text(text, where, text_length)
     if image is None and (text is None or not text.strip()):
         raise BadRequest(f"{where} is empty; give it a text, an image, or both.", field=where)
-    return RawItem(where, text or None, None if image is None else _image_bytes(image, image_field))
+    return RawItem(where, text or None, None if image is None else _image_bytes(image, image_field), image)
 
 
 def _parts(side: Content, where: str) -> tuple[str | None, str | None, str]:

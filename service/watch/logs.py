@@ -51,18 +51,22 @@ def configure(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
 
 
 def get_logger(name: str) -> Any:
     """A structlog logger; pass `action=` from `ACTIONS` with every line."""
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(source=name)
 
 
 def where_it_broke(exc: BaseException) -> str:
     """The innermost frames of an exception as `file:line function`, without its message."""
     frames = traceback.extract_tb(exc.__traceback__)[-3:]
-    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return " < ".join(
+        f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames)
+    )
 
 
 def _add_level(_logger: object, method: str, event: EventDict) -> EventDict:

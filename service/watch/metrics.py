@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 REGISTRY = CollectorRegistry()
 
-REQUESTS = Counter(
-    "pericarp_requests", "Answered HTTP requests.", ["operation", "status"], registry=REGISTRY
-)
+REQUESTS = Counter("pericarp_requests", "Answered HTTP requests.", ["operation", "status"], registry=REGISTRY)
 UNAUTHENTICATED = Counter(
     "pericarp_unauthenticated", "Requests refused before a caller was known.", ["code"], registry=REGISTRY
 )
@@ -22,4 +29,11 @@ STAGE_SECONDS = Histogram(
 DOCUMENTS = Counter("pericarp_documents", "Scored candidates.", registry=REGISTRY)
 IMAGES = Counter("pericarp_images", "Images that passed screening.", registry=REGISTRY)
 WORKERS = Gauge("pericarp_workers", "Live worker processes.", ["state"], registry=REGISTRY)
-WORKER_RETRIES = Counter("pericarp_worker_retries", "Requests scored again after a worker died.", registry=REGISTRY)
+WORKER_RETRIES = Counter(
+    "pericarp_worker_retries", "Requests scored again after a worker died.", registry=REGISTRY
+)
+
+
+def render() -> bytes:
+    """Every metric in Prometheus's text format."""
+    return generate_latest(REGISTRY)

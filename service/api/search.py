@@ -1,0 +1,222 @@
+"""What a search engineer calls: rerank, the served model, health.
+
+Bodies are read here and not by the framework, so that parsing costs one pass and every complaint is ours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.schemas import Problem, RerankAnswer, read
+from service.errors import Forbidden, ModelUnknown, NotReady
+from service.watch import metrics
+
+if TYPE_CHECKING:
+    from service.asks import Ask, Exchange, RawItem
+    from service.fleet.router import Fleet
+    from service.rerank import Ranking, Rerank
+    from service.screening.pool import Screen
+    from tenants.access import Caller
+    from tenants.database import Database
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": description}
+    for status, description in {
+        401: "No key, or not a valid one.",
+        403: "The key's role may not do this.",
+        404: "No such model.",
+        413: "The body is too large.",
+        422: "The request, or an image in it, cannot be used; `field` and `limit` say why.",
+        429: "A limit of the tenant is used up; `Retry-After` says when to come back.",
+        502: "The model gave no usable score.",
+        503: "No worker, or the log cannot be written; try again after `Retry-After`.",
+        504: "The deadline passed.",
+    }.items()
+}
+
+RERANK_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/RerankRequest"},
+                "examples": {
+                    "text": {
+                        "summary": "Text among text",
+                        "value": {"query": "red fruit", "documents": ["a blue car", "an apple"], "top_n": 1},
+                    },
+                    "images": {
+                        "summary": "Text and images among each other",
+                        "value": {
+                            "query": {"text": "a pet"},
+                            "documents": [
+                                {"image": "data:image/png;base64,…"},
+                                {"text": "a cat", "image": "…"},
+                            ],
+                        },
+                    },
+                },
+            }
+        },
+    }
+}
+
+
+def build_router(
+    *, rerank: Rerank, fleet: Fleet, screen: Screen, database: Database, model: str
+) -> APIRouter:
+    """The routes of the data plane. `model` is the configured name, accepted beside the loaded model's own."""
+    router = APIRouter()
+
+    @router.post(
+        "/v1/rerank",
+        response_model=RerankAnswer,
+        response_model_exclude_none=True,
+        responses=PROBLEMS,
+        openapi_extra=RERANK_BODY,
+        tags=["search"],
+        summary="Put documents in order of relevance to a query",
+    )
+    async def rerank_documents(request: Request) -> Response:
+        """Query and documents are each text, an image, or both; up to 1,000 documents in one request."""
+        exchange: Exchange = request.state.exchange
+        exchange.operation = "rerank"
+        caller = _require(exchange, "search")
+        policy = caller.policy
+        body = await request.body()
+        with exchange.stage("parse"):
+            ask, named = read(
+                body,
+                text_length=policy.text_length,
+                documents_limit=policy.documents_per_request,
+                images_limit=policy.images_per_request,
+            )
+        served = _served(fleet, model)
+        if named is not None and named not in served:
+            raise ModelUnknown(
+                f"The model {named[:64]!r} is not served here; leave `model` out or use {served[0]!r}.",
+                field="model",
+            )
+        ranking = await rerank(exchange, ask)
+        return Response(
+            orjson.dumps(_answer(exchange, ask, ranking, served[0])), media_type="application/json"
+        )
+
+    @router.get("/v1/models", responses={401: PROBLEMS[401]}, tags=["search"], summary="The served model")
+    async def list_models(request: Request) -> dict[str, Any]:
+        """OpenAI's list shape."""
+        request.state.exchange.operation = "models"
+        card = fleet.card
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": name,
+                    "object": "model",
+                    "owned_by": "pericarp",
+                    **(
+                        {
+                            "digest": card.digest,
+                            "parameters": card.parameters,
+                            "dtype": card.dtype,
+                            "attention": card.attention,
+                            "max_model_len": card.context_tokens,
+                        }
+                        if card is not None
+                        else {}
+                    ),
+                }
+                for name in _served(fleet, model)
+            ],
+        }
+
+    @router.get("/healthz", tags=["health"], summary="The process is alive")
+    async def tell_health() -> dict[str, str]:
+        """Says nothing of workers or the database: see /readyz."""
+        return {"status": "ok"}
+
+    @router.get(
+        "/readyz", tags=["health"], summary="Requests can be answered", responses={503: PROBLEMS[503]}
+    )
+    async def tell_readiness() -> dict[str, Any]:
+        """True only when a worker has scored a warm-up, screening runs and the database answers."""
+        checks = {"worker": fleet.ready, "screening": screen.ready, "database": await database.answers()}
+        if not all(checks.values()):
+            missing = ", ".join(name for name, ready in checks.items() if not ready)
+            raise NotReady(f"Not ready yet: {missing}.", reason=missing)
+        return {"status": "ready", "checks": checks}
+
+    @router.get("/metrics", tags=["operations"], summary="Prometheus metrics (platform_admin keys)")
+    async def export_metrics(request: Request) -> Response:
+        """Counts over all tenants, so only the platform's own keys may read them."""
+        request.state.exchange.operation = "metrics"
+        _require(request.state.exchange, "platform_admin")
+        for state in ("assigned", "spare"):
+            metrics.WORKERS.labels(state).set(sum(worker.state == state for worker in fleet.workers()))
+        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+    return router
+
+
+def _require(exchange: Exchange, role: str) -> Caller:
+    caller = exchange.caller
+    if caller is None:  # the door lets nobody else in; this is a second lock, not a path
+        raise Forbidden
+    if caller.role != role:
+        raise Forbidden(f"This needs a key with the role {role}; this one has {caller.role}.", reason="role")
+    return caller
+
+
+def _served(fleet: Fleet, configured: str) -> list[str]:
+    """The names of the one model that is served, the loaded one's own first."""
+    own = fleet.card.name if fleet.card is not None else configured
+    return (
+        [own]
+        if own == configured or ("/" in configured and not _is_hub_name(configured))
+        else [own, configured]
+    )
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def _answer(exchange: Exchange, ask: Ask, ranking: Ranking, model: str) -> dict[str, Any]:
+    results = []
+    for place in ranking.places:
+        result: dict[str, Any] = {"index": place.index, "relevance_score": place.score}
+        if ask.return_documents:
+            result["document"] = _document(ask.documents[place.index])
+        results.append(result)
+    return {
+        "id": exchange.request_id,
+        "model": model,
+        "results": results,
+        "usage": {
+            "prompt_tokens": ranking.input_tokens,
+            "total_tokens": ranking.input_tokens,
+            "image_tokens": ranking.image_tokens,
+        },
+        "meta": {
+            "api_version": {"version": "1"},
+            "billed_units": {
+                "search_units": 1,
+                "images": len(ask.images),
+                "input_tokens": ranking.input_tokens,
+            },
+            "warnings": list(ranking.warnings),
+        },
+    }
+
+
+def _document(item: RawItem) -> dict[str, str]:
+    document = {}
+    if item.text is not None:
+        document["text"] = item.text
+    if item.sent_image is not None:
+        document["image"] = item.sent_image
+    return document

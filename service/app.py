@@ -1,0 +1,174 @@
+"""`create_app`: builds every object, lists the middleware, mounts the routers. Importing this does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import HTMLResponse, Response
+
+from service import __version__
+from service.api.door import Door
+from service.api.schemas import RerankRequest
+from service.api.search import build_router
+from service.errors import BadRequest, MethodNotAllowed, NotFound
+from service.fleet.local import LocalFleet
+from service.ledger import Ledger
+from service.rerank import Rerank
+from service.screening import ImageLimits
+from service.screening.pool import Screen
+from service.watch.logs import get_logger
+from tenants.access import Access
+from tenants.audit import Audit
+from tenants.database import Database
+from tenants.errors import DatabaseUnavailable
+from tenants.quotas import Quotas
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from service.fleet.router import Fleet
+    from service.installation import Installation
+    from service.settings import Settings
+
+
+REAP_EVERY_S = 30.0
+
+log = get_logger(__name__)
+
+
+def create_app(settings: Settings, installation: Installation, *, fleet: Fleet | None = None) -> FastAPI:
+    """The whole service as one ASGI application. Tests may replace the fleet; nothing else is ever replaced."""
+    database = Database(installation.app_url)
+    access = Access(database, pepper=installation.pepper)
+    audit = Audit(database, master_key=installation.master_key)
+    quotas = Quotas(database)
+    ledger = Ledger(quotas=quotas, audit=audit, deadline_s=settings.deadline_s)
+    screen = Screen(
+        limits=ImageLimits(
+            bytes=settings.image_limit_bytes,
+            pixels=settings.image_limit_pixels,
+            side=settings.image_limit_side,
+            aspect=settings.image_limit_aspect,
+            frames=settings.image_limit_frames,
+        ),
+        children=settings.screeners,
+        timeout_s=settings.screening_s,
+    )
+    serving = fleet or LocalFleet(
+        model=settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.worker_threads,
+        max_workers=settings.max_workers,
+        spare_workers=settings.spare_workers,
+        idle_s=settings.worker_idle_s,
+        start_s=settings.worker_start_s,
+        queue_limit=settings.queue_limit,
+    )
+    rerank = Rerank(ledger=ledger, screen=screen, fleet=serving, deadline_s=settings.deadline_s)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await database.open()
+        try:
+            await screen.start()
+            await serving.start()
+            reaper = asyncio.create_task(_reap(quotas), name="reaper")
+            yield
+            reaper.cancel()
+        finally:
+            await serving.close()
+            await screen.close()
+            await database.close()
+
+    app = FastAPI(
+        title="Pericarp",
+        version=__version__,
+        summary="A multi-tenant multimodal rerank service.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        middleware=[
+            Middleware(Door, access=access, ledger=ledger, body_limit_bytes=settings.body_limit_bytes),
+        ],
+        exception_handlers={HTTPException: _translate},
+    )
+    app.include_router(
+        build_router(rerank=rerank, fleet=serving, screen=screen, database=database, model=settings.model)
+    )
+    _document(app)
+    app.state.fleet = serving
+    return app
+
+
+async def _reap(quotas: Quotas) -> None:
+    """Close what dead gateways left held, for as long as this one lives."""
+    while True:
+        await asyncio.sleep(REAP_EVERY_S)
+        try:
+            closed = await quotas.reap()
+        except DatabaseUnavailable:
+            continue  # nothing is lost: what is orphaned stays until somebody can close it
+        if closed:
+            log.warning("closed orphaned holds", action="hold_orphaned", count=closed)
+
+
+async def _translate(_request: Request, exc: Exception) -> Response:
+    """The framework's own refusals in our words; the door turns them into problem details."""
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == 404:
+        raise NotFound("There is no such path; /docs lists them.") from None
+    if exc.status_code == 405:
+        allowed = (exc.headers or {}).get("Allow", "")
+        raise MethodNotAllowed(
+            f"This path takes {allowed}.", limit=allowed, headers={"Allow": allowed} if allowed else None
+        ) from None
+    raise BadRequest("The request cannot be read.") from None
+
+
+def _document(app: FastAPI) -> None:
+    """The OpenAPI page, whole and offline: Swagger UI's files come from a package, not from a CDN."""
+    static = files("fastapi_offline") / "static"
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            request = RerankRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            components = schema.setdefault("components", {})
+            components.setdefault("schemas", {}).update(request.pop("$defs", {}))
+            components["schemas"]["RerankRequest"] = request
+            components["securitySchemes"] = {
+                "key": {"type": "http", "scheme": "bearer", "bearerFormat": "prc_live_…"}
+            }
+            schema["security"] = [{"key": []}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.get("/docs", include_in_schema=False)
+    async def show_docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Pericarp API",
+            swagger_js_url="/docs/swagger-ui.js",
+            swagger_css_url="/docs/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
+
+    @app.get("/docs/swagger-ui.js", include_in_schema=False)
+    async def show_script() -> Response:
+        return Response((static / "swagger-ui-bundle.js").read_bytes(), media_type="text/javascript")
+
+    @app.get("/docs/swagger-ui.css", include_in_schema=False)
+    async def show_style() -> Response:
+        return Response((static / "swagger-ui.css").read_bytes(), media_type="text/css")

@@ -1,0 +1,133 @@
+"""What a decision leaves behind: a hold taken and settled, and one entry in the log, never with any input in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tenants.audit import Decision, Entry, micro_units
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from models import ModelCard
+    from service.asks import Ask, Exchange
+    from service.errors import Trouble
+    from service.fleet.router import Scored
+    from service.rerank import Ranking
+    from tenants.access import Caller
+    from tenants.audit import Audit
+    from tenants.quotas import Hold, Quotas
+
+LEASE_SLACK_S = 30.0
+"""How much longer than a request's deadline its slot stays taken, should its gateway die."""
+
+
+class Ledger:
+    """Holds quota, settles it, and writes the entry of every decision of a known caller."""
+
+    def __init__(self, *, quotas: Quotas, audit: Audit, deadline_s: float) -> None:
+        self.quotas = quotas
+        self.audit = audit
+        self.lease_s = deadline_s + LEASE_SLACK_S
+
+    async def hold(self, exchange: Exchange, ask: Ask) -> Hold:
+        """Reserve what the ask costs. Raises `QuotaExceeded`, `RequestTooCostly`, `DatabaseUnavailable`."""
+        return await self.quotas.hold(
+            _caller(exchange), exchange.request_id, images=len(ask.images), lease_s=self.lease_s
+        )
+
+    async def settle_answered(
+        self,
+        exchange: Exchange,
+        hold: Hold,
+        ask: Ask,
+        scored: Scored,
+        ranking: Ranking,
+        card: ModelCard | None,
+    ) -> None:
+        """Free the slot and write what was answered, in one transaction: no entry, no answer."""
+        entry = await self._entry(
+            exchange,
+            Decision.ANSWERED,
+            code="ok",
+            status=200,
+            ask=ask,
+            ranking=ranking,
+            card=card,
+            stages_ms={**exchange.stages_ms, "queue": scored.queue_ms, "worker": scored.worker_ms},
+        )
+        exchange.entry_id = str(await self.quotas.settle(hold, entry))
+
+    async def settle_refused(self, exchange: Exchange, hold: Hold, ask: Ask, trouble: Trouble) -> None:
+        """Free the slot and write why there is no answer. What failed on our side gives its images back."""
+        entry = await self._entry(
+            exchange,
+            _decision(trouble),
+            code=trouble.code,
+            status=trouble.status,
+            ask=ask,
+            stages_ms=exchange.stages_ms,
+        )
+        unused = trouble.status >= 500
+        exchange.entry_id = str(await self.quotas.settle(hold, entry, images=0 if unused else None))
+
+    async def refuse(self, exchange: Exchange, trouble: Trouble) -> None:
+        """Write a decision that held nothing: a wrong request, a limit that is used up."""
+        entry = await self._entry(
+            exchange,
+            _decision(trouble),
+            code=trouble.code,
+            status=trouble.status,
+            stages_ms=exchange.stages_ms,
+        )
+        exchange.entry_id = str(await self.audit.record(entry))
+
+    async def _entry(
+        self,
+        exchange: Exchange,
+        decision: Decision,
+        *,
+        code: str,
+        status: int,
+        stages_ms: Mapping[str, float],
+        ask: Ask | None = None,
+        ranking: Ranking | None = None,
+        card: ModelCard | None = None,
+    ) -> Entry:
+        caller = _caller(exchange)
+        prints = await self.audit.fingerprints(caller.tenant)
+        items = [prints.item(item.text, item.image) for item in ask.items] if ask is not None else []
+        return Entry(
+            request_id=exchange.request_id,
+            tenant=caller.tenant,
+            key_id=caller.key_id,
+            role=caller.role,
+            operation=exchange.operation,
+            decision=decision,
+            code=code,
+            status=status,
+            query=items[0] if items else None,
+            documents=tuple(items[1:]),
+            document_count=len(items[1:]),
+            image_count=len(ask.images) if ask is not None else 0,
+            places=tuple((place.index, micro_units(place.score)) for place in ranking.places)
+            if ranking is not None
+            else (),
+            input_tokens=ranking.input_tokens if ranking is not None else 0,
+            image_tokens=ranking.image_tokens if ranking is not None else 0,
+            model=card.name if card is not None else "",
+            model_digest=card.digest if card is not None else "",
+            stages_us=tuple((name, round(ms * 1000)) for name, ms in stages_ms.items()),
+            client=prints.address(exchange.client_address),
+        )
+
+
+def _caller(exchange: Exchange) -> Caller:
+    assert exchange.caller is not None, "the door lets nobody in without a caller"
+    return exchange.caller
+
+
+def _decision(trouble: Trouble) -> Decision:
+    if trouble.status >= 500:
+        return Decision.FAILED
+    return Decision.DENIED if trouble.status in (401, 403) else Decision.REFUSED

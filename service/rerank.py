@@ -1,0 +1,117 @@
+"""The hot path, in order of time: the only file that knows it.
+
+A database connection is never held while a worker computes. What was held is settled in the same transaction
+that writes the entry, and the answer leaves after it; a refusal or a failure is settled with its own entry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models import Item, Job, ModelFailed, Scores
+from service.errors import ImageRejected, describe
+from service.watch import metrics
+
+if TYPE_CHECKING:
+    from service.asks import Ask, Exchange
+    from service.fleet.router import Fleet
+    from service.ledger import Ledger
+    from service.screening.pool import Screen
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One document's place: its index in the request and its relevance, sigmoid(z_yes - z_no)."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The answer before it takes a caller's dialect: places by falling relevance, ties in the request's order."""
+
+    places: tuple[Place, ...]
+    input_tokens: int
+    image_tokens: int
+    warnings: tuple[str, ...]
+
+
+class Rerank:
+    """From an ask to a ranking. One instance serves every request."""
+
+    def __init__(self, *, ledger: Ledger, screen: Screen, fleet: Fleet, deadline_s: float) -> None:
+        self.ledger = ledger
+        self.screen = screen
+        self.fleet = fleet
+        self.deadline_s = deadline_s
+
+    async def __call__(self, exchange: Exchange, ask: Ask) -> Ranking:
+        """Hold, clean, score, rank, settle. Raises what `service.errors.TABLE` knows; nothing stays held."""
+        assert exchange.caller is not None
+        with exchange.stage("hold"):
+            hold = await self.ledger.hold(exchange, ask)
+        try:
+            with exchange.stage("clean"):
+                job = await self._clean(ask)
+            with exchange.stage("score"):
+                scored = await self.fleet.score(
+                    str(exchange.caller.tenant), job, deadline_s=self._left_s(exchange)
+                )
+            ranking = rank(scored.scores, ask.top_n)
+        except BaseException as exc:
+            # Shielded: a caller who hangs up must not leave a slot held and a decision without its entry.
+            await asyncio.shield(self.ledger.settle_refused(exchange, hold, ask, describe(exc)))
+            raise
+        with exchange.stage("settle"):
+            await asyncio.shield(
+                self.ledger.settle_answered(exchange, hold, ask, scored, ranking, self.fleet.card)
+            )
+        exchange.stages_ms |= {"queue": scored.queue_ms, "worker": scored.worker_ms}
+        for stage, elapsed_ms in exchange.stages_ms.items():
+            metrics.STAGE_SECONDS.labels(stage).observe(elapsed_ms / 1000)
+        metrics.DOCUMENTS.inc(len(ask.documents))
+        metrics.IMAGES.inc(len(ask.images))
+        metrics.WORKER_RETRIES.inc(int(scored.retried))
+        return ranking
+
+    async def _clean(self, ask: Ask) -> Job:
+        """Bytes to pixels, in a screening child. Raises `ImageRejected` with the field of the image."""
+        images = ask.images
+        try:
+            cleaned = await self.screen.clean([item.image for item in images if item.image is not None])
+        except ImageRejected as exc:
+            exc.field = images[exc.index].where if exc.index is not None else None
+            raise
+        pixels = {item.where: clean.pixels for item, clean in zip(images, cleaned, strict=True)}
+        items = [Item(item.text, pixels.get(item.where)) for item in ask.items]
+        return Job(items[0], tuple(items[1:]), ask.instruction, ask.max_tokens_per_doc)
+
+    def _left_s(self, exchange: Exchange) -> float:
+        return max(0.0, self.deadline_s - exchange.elapsed_ms / 1000)
+
+
+def rank(scores: Scores, top_n: int) -> Ranking:
+    """The best `top_n` by falling margin. Raises `ModelFailed` where a margin is not finite: never a rank."""
+    margins = scores.margins
+    if not all(map(math.isfinite, margins)):
+        raise ModelFailed
+    order = sorted(range(len(margins)), key=lambda index: -margins[index])[
+        :top_n
+    ]  # stable: ties keep their order
+    return Ranking(
+        places=tuple(Place(index, sigmoid(margins[index])) for index in order),
+        input_tokens=scores.input_tokens,
+        image_tokens=scores.image_tokens,
+        warnings=tuple(f"documents[{index}] was cut to fit." for index in scores.truncated),
+    )
+
+
+def sigmoid(margin: float) -> float:
+    """1 / (1 + e^-x) without overflow on either side."""
+    if margin >= 0:
+        return 1.0 / (1.0 + math.exp(-margin))
+    return math.exp(margin) / (1.0 + math.exp(margin))
