@@ -48,7 +48,7 @@ STARTS_AT_ONCE = 2
 OVERRUN_S = 30.0
 """A worker still busy so long after its job's deadline is taken to hang and is killed."""
 STOPPING = ("The service is stopping.", "stopping")
-FIRST_UID, UIDS = 61_184, 4_096
+FIRST_UID, UIDS = 61_184, 3_000
 """Users of workers where the gateway is root; systemd, too, keeps this range for users without a name."""
 INHERITED = (
     "HOME",
@@ -369,9 +369,9 @@ def _error(reply: object) -> Exception:
         case Failure(code="deadline"):
             return DeadlineExceeded()
         case Failure(code="job_too_long", detail=detail):
-            return JobTooLong(detail) if detail else JobTooLong()
+            return JobTooLong(detail or "The query does not fit into the model's context.")
         case _:  # model_failed, internal, or no sense at all
-            return ModelFailed()
+            return ModelFailed("The model gave no usable score.")
 
 
 def _environ(threads: int, offline: bool) -> dict[str, str]:

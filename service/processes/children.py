@@ -26,7 +26,7 @@ STDERR_LINES = 40
 WATCHES_PER_SILENCE = 8
 
 
-class ChildLost(Exception):  # noqa: N818
+class ChildLost(Exception):
     """The child is gone: it ended, was killed, fell silent, or never started."""
 
 

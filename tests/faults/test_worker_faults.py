@@ -1,0 +1,159 @@
+"""Workers that die, stand still or break their promises in the middle of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from service.errors import DeadlineExceeded, Overloaded, WorkerLost
+from service.fleet.local import LocalFleet
+from service.processes.children import ChildLost, Launch, bare_environ, start_child
+from service.processes.wire import SCORING, Assign, Failure, ScoreRequest
+from tests.integration.fleet_conformance import ACME, BETA, job, until
+from tests.integration.test_fleet import FAKE, assigned, running, spares
+
+
+def busy(fleet: LocalFleet, tenant: str = ACME) -> int:
+    """The pid of the tenant's worker while it computes, else 0."""
+    return next((state.pid for state in fleet.workers() if state.busy and state.tenant == tenant), 0)
+
+
+@pytest.mark.parametrize("spare_workers", [0, 1])
+async def test_a_worker_killed_in_a_request_is_replaced_and_the_request_answered(spare_workers: int) -> None:
+    async with running(spare_workers=spare_workers) as fleet:
+        await fleet.score(ACME, job(), deadline_s=20)
+        asked = asyncio.create_task(fleet.score(ACME, job("sleep 0.4"), deadline_s=20))
+        await until(lambda: busy(fleet))
+        killed = busy(fleet)
+        os.kill(killed, signal.SIGKILL)
+        scored = await asked
+        assert scored.retried
+        assert scored.worker != killed
+        assert scored.scores.margins == (1.0, 3.0, 2.0)
+
+
+async def test_a_request_that_loses_two_workers_is_given_up_and_the_next_one_answered() -> None:
+    async with running(spare_workers=1) as fleet:
+        asked = asyncio.create_task(fleet.score(ACME, job("sleep 5"), deadline_s=20))
+        for _ in range(2):
+            await until(lambda: busy(fleet))
+            killed = busy(fleet)
+            os.kill(killed, signal.SIGKILL)
+            await until(lambda pid=killed: busy(fleet) != pid)
+        with pytest.raises(WorkerLost):
+            await asked
+        assert not (await fleet.score(ACME, job(), deadline_s=20)).retried
+
+
+async def test_those_in_line_behind_a_killed_request_are_answered_too() -> None:
+    async with running(spare_workers=1) as fleet:
+        asked = [asyncio.create_task(fleet.score(ACME, job("sleep 0.3"), deadline_s=20)) for _ in range(4)]
+        await until(lambda: busy(fleet))
+        os.kill(busy(fleet), signal.SIGKILL)
+        scored = await asyncio.gather(*asked)
+        assert [one.retried for one in scored] == [True, False, False, False]
+
+
+async def test_a_killed_worker_costs_its_tenant_alone() -> None:
+    async with running(spare_workers=1) as fleet:
+        asked = [asyncio.create_task(fleet.score(t, job("sleep 0.4"), deadline_s=20)) for t in (ACME, BETA)]
+        await until(lambda: busy(fleet, ACME) and busy(fleet, BETA))
+        os.kill(busy(fleet, ACME), signal.SIGKILL)
+        first, second = await asyncio.gather(*asked)
+        assert first.retried and not second.retried
+
+
+async def test_a_stopped_worker_is_noticed_by_its_silence_and_replaced() -> None:
+    async with running(spare_workers=1, silence_s=2.0) as fleet:
+        await fleet.score(ACME, job(), deadline_s=20)
+        asked = asyncio.create_task(fleet.score(ACME, job("sleep 0.2"), deadline_s=20))
+        await until(lambda: busy(fleet))
+        stopped = busy(fleet)
+        os.kill(stopped, signal.SIGSTOP)
+        scored = await asked
+        assert scored.retried and scored.worker != stopped
+        await until(lambda: not Path(f"/proc/{stopped}").exists())
+
+
+async def test_an_idle_worker_or_spare_that_dies_is_replaced_before_it_is_needed() -> None:
+    async with running(spare_workers=1, keep_warm=(ACME,)) as fleet:
+        await until(lambda: spares(fleet) and ACME in assigned(fleet))
+        [spare], warm = spares(fleet), assigned(fleet)[ACME]
+        for pid in (spare, warm):
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: spares(fleet) - {spare, warm} and assigned(fleet).get(ACME, warm) != warm)
+
+
+async def test_a_worker_that_hangs_long_past_its_deadline_is_killed() -> None:
+    async with running(spare_workers=1, overrun_s=0.3) as fleet:
+        with pytest.raises(DeadlineExceeded):
+            await fleet.score(ACME, job("sleep 60"), deadline_s=0.3)
+        hung = busy(fleet)
+        assert hung
+        scored = await fleet.score(ACME, job(), deadline_s=20)
+        assert scored.worker != hung and not scored.retried
+
+
+async def test_a_worker_that_fails_in_unforeseen_ways_too_often_gives_up_and_is_replaced() -> None:
+    async with running(spare_workers=1) as fleet:
+        first = await fleet.score(ACME, job(), deadline_s=20)
+        for _ in range(3):
+            with pytest.raises(Exception, match="no usable score"):
+                await fleet.score(ACME, job("raise"), deadline_s=20)
+        assert (await fleet.score(ACME, job(), deadline_s=20)).worker != first.worker
+
+
+async def test_when_no_replacement_can_be_started_the_request_is_refused_and_the_rest_serve_on() -> None:
+    async with running(spare_workers=0, max_workers=2) as fleet:
+        await fleet.score(BETA, job(), deadline_s=20)
+        await fleet.score(ACME, job(), deadline_s=20)
+        fleet._launch = Launch((sys.executable, "-c", "import sys; sys.exit('disk gone')"), SCORING)
+        asked = asyncio.create_task(fleet.score(ACME, job("sleep 5"), deadline_s=60))
+        await until(lambda: busy(fleet))
+        start_s = time.monotonic()
+        os.kill(busy(fleet), signal.SIGKILL)
+        with pytest.raises(Overloaded) as refused:
+            await asked
+        assert time.monotonic() - start_s < 10
+        assert refused.value.reason == "worker_start"
+        assert refused.value.retry_after_s is not None
+        assert fleet.reason is not None and "disk gone" in fleet.reason
+        await fleet.score(BETA, job(), deadline_s=20)
+
+
+def fake_worker() -> Launch:
+    command = (sys.executable, "-P", "-m", FAKE, "--fd", "{fd}", "--parent", "{parent}", "--model", "puppet")
+    options = ("--device", "cpu", "--dtype", "float32", "--threads", "1")
+    return Launch((*command, *options), SCORING, bare_environ())
+
+
+async def test_a_worker_dies_rather_than_serve_a_second_tenant() -> None:
+    for second in (Assign(BETA), ScoreRequest(2, BETA, job(), time.monotonic() + 9)):
+        child = await start_child(fake_worker())
+        await child.tell(Assign(ACME))
+        assert (await child.ask(ScoreRequest(1, ACME, job(), time.monotonic() + 9))).id == 1
+        await child.tell(second)
+        async with asyncio.timeout(2):
+            await asyncio.shield(child.lost)
+        await child.stop()
+
+
+async def test_a_worker_without_a_tenant_scores_nothing() -> None:
+    child = await start_child(fake_worker())
+    with pytest.raises(ChildLost):
+        await child.ask(ScoreRequest(1, ACME, job(), time.monotonic() + 9))
+    await child.stop()
+
+
+async def test_a_worker_drops_a_job_whose_deadline_is_past() -> None:
+    child = await start_child(fake_worker())
+    await child.tell(Assign(ACME))
+    reply = await child.ask(ScoreRequest(1, ACME, job("sleep 5"), time.monotonic() - 0.1))
+    assert reply == Failure(1, "deadline")
+    await child.stop()
