@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -40,20 +38,17 @@ from tenants.postgres_account import (
     Place,
     Unreachable,
     WrongOwner,
-    as_account,
     binaries_for,
     carried_binaries,
     guardian,
-    hand_over,
     keep,
     place_of,
     recorded_place,
     socket_directory,
-    sync_directory,
-    write_durably,
 )
 from tenants.postgres_claims import LEAVE_S, POLL_S, Busy, StopFailed, claim, leave, let_go, turn, unattended
-from tenants.postgres_guardian import BUSY, says_ready
+from tenants.postgres_cluster import initialise, last_lines, password_of, refuse_other_major, secret_file
+from tenants.postgres_guardian import BUSY, status
 from tenants.postgres_orphans import clear_remains
 
 __all__ = [
@@ -95,6 +90,7 @@ _OURS = {
 }
 _PORT = 5432  # names the socket; nothing listens on TCP
 _START_S = 60.0
+_RECOVERY_S = 600.0
 _LOG_BYTES = 8 * 2**20
 
 
@@ -170,14 +166,15 @@ def erase(home: Path) -> None:
         if place is not None and place.cluster.exists():
             if not unattended(place.cluster):
                 raise EmbeddedError("the database is in use: stop the service first")
-            clear_remains(socket_directory(home, place))
+            place = socket_directory(home, place)
+            clear_remains(place)
             for directory in (place.sockets, place.data):
                 shutil.rmtree(directory, ignore_errors=True)
             if place.cluster != home / "postgres":
                 shutil.rmtree(place.cluster)
         for name in ("location", "holders", "guardian"):
             (home / "postgres" / name).unlink(missing_ok=True)
-        _secret(home).unlink(missing_ok=True)
+        secret_file(home).unlink(missing_ok=True)
 
 
 def _prepare(home: Path, settings: Mapping[str, str]) -> Path:
@@ -208,11 +205,11 @@ def _start(home: Path, place: Place, settings: Mapping[str, str], outside: Path)
     place = socket_directory(home, place)
     clear_remains(place)
     if not place.data.exists():
-        _initialise(home, place, binaries)
+        initialise(home, place, binaries)
     if not place.initialised:
         place = replace(place, initialised=True)
         keep(home, place)
-    _refuse_other_major(place, binaries)
+    refuse_other_major(place, binaries)
     chosen = {
         **_SETTINGS,
         **settings,
@@ -248,74 +245,18 @@ def _start(home: Path, place: Place, settings: Mapping[str, str], outside: Path)
     return place
 
 
-def _initialise(home: Path, place: Place, binaries: Path) -> None:
-    """initdb beside, then rename: data/ is either whole or not there."""
-    password = _password(home, place)
-    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=place.cluster))
-    os.chown(draft, place.initdb_uid, place.initdb_gid)
-    reading, writing = os.pipe()
-    try:
-        os.fchown(reading, place.initdb_uid, place.initdb_gid)  # /dev/fd opens it anew, with a check
-        os.write(writing, password.encode() + b"\n")
-        os.close(writing)
-        command: list[str | Path] = [
-            binaries / "initdb",
-            f"--pgdata={draft}",
-            "--username=postgres",
-            f"--pwfile=/dev/fd/{reading}",
-            "--auth-local=scram-sha-256",
-            "--auth-host=scram-sha-256",
-            "--data-checksums",
-            "--encoding=UTF8",
-            "--locale-provider=builtin",
-            "--builtin-locale=C.UTF-8",
-        ]
-        made = subprocess.run(
-            as_account("become", place.initdb_uid, place.initdb_gid, command),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            pass_fds=[reading],
-            cwd="/",
-            env=CLEAN_ENVIRONMENT,
-            check=False,
-        )
-    finally:
-        os.close(reading)
-    if made.returncode:
-        shutil.rmtree(draft, ignore_errors=True)
-        said = _last_lines(made.stderr.decode(errors="replace"))
-        hint = f": give uid {place.initdb_uid} a passwd entry" if "look up effective user" in said else ""
-        raise StartFailed(f"initdb failed: {said}{hint}")
-    hand_over(draft, place.uid, place.gid)
-    draft.rename(place.data)
-    sync_directory(place.cluster)
-
-
-def _refuse_other_major(place: Place, binaries: Path) -> None:
-    recorded = (place.data / "PG_VERSION").read_text().strip()
-    answer = subprocess.run(
-        [binaries / "postgres", "--version"],
-        capture_output=True,
-        text=True,
-        env=CLEAN_ENVIRONMENT,
-        check=False,
-    )
-    carried = answer.stdout.split()[-1].split(".")[0] if answer.stdout else "an unknown version"
-    if recorded != carried:
-        raise DataUnusable(
-            f"the data is of Postgres {recorded}, the installed binaries are of {carried}: install the"
-            " release that wrote it and take a backup there, or move it with pg_upgrade. Nothing was changed."
-        )
-
-
 def _await_ready(home: Path, place: Place, offset: int) -> None:
-    """Until the server asks for a password. The guardian going away means that it never will."""
-    deadline = time.monotonic() + _START_S
-    while not (says_ready(place.data) and _asks_for_password(place.sockets)):
+    """Until the server asks for a password. The guardian going away means that it never will.
+
+    Recovery after a crash may take its time, and starts over if it is interrupted: a server at it is given more.
+    """
+    began = time.monotonic()
+    while (doing := status(place.data)) != "ready" or not _asks_for_password(place.sockets):
         if unattended(place.cluster):
             raise StartFailed(f"Postgres did not start: {_reason(_log(home), offset)}")
-        if time.monotonic() > deadline:
-            raise StartFailed(f"Postgres is not ready after {_START_S:.0f} s: {_reason(_log(home), offset)}")
+        waited_s = time.monotonic() - began
+        if waited_s > (_RECOVERY_S if doing == "starting" else _START_S):
+            raise StartFailed(f"Postgres is not ready after {waited_s:.0f} s: {_reason(_log(home), offset)}")
         time.sleep(POLL_S)
 
 
@@ -337,26 +278,12 @@ def _asks_for_password(sockets: Path) -> bool:
 def _server(home: Path, place: Place) -> Server:
     address = f"host={quote(str(place.sockets))}&port={_PORT}"  # both, or a client's PGPORT would count
     return Server(
-        superuser_url=f"postgresql://postgres:{_password(home, place)}@/postgres?{address}",
+        superuser_url=f"postgresql://postgres:{password_of(home, place)}@/postgres?{address}",
         socket_directory=place.sockets,
         data_directory=place.data,
         binaries=carried_binaries(),
         log=_log(home),
     )
-
-
-def _password(home: Path, place: Place) -> str:
-    """The superuser's, made on the first start. Without it a cluster that exists cannot be entered."""
-    path = _secret(home)
-    if not path.exists():
-        if place.initialised:
-            raise DataUnusable(f"{path} is gone: restore it, the database cannot be entered without it")
-        write_durably(path, secrets.token_urlsafe(32))  # 256 bits, safe in a URL
-    return path.read_text(encoding="ascii").strip()
-
-
-def _secret(home: Path) -> Path:
-    return home / "secrets" / "postgres-superuser"
 
 
 def _log(home: Path) -> Path:
@@ -374,15 +301,7 @@ def _open_log(path: Path) -> tuple[int, int]:
 def _reason(log: Path, offset: int) -> str:
     with log.open("rb") as file:
         file.seek(max(offset, log.stat().st_size - 65536))
-        return f"{_last_lines(file.read().decode(errors='replace'))} (log: {log})"
-
-
-def _last_lines(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [
-        line for line in lines if any(word in line for word in ("FATAL:", "PANIC:", "error:", "ERROR:"))
-    ]
-    return " | ".join((telling or lines)[-3:]) or "it said nothing"
+        return f"{last_lines(file.read().decode(errors='replace'))} (log: {log})"
 
 
 def _list_item(path: Path) -> str:

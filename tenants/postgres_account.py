@@ -5,8 +5,8 @@ Postgres refuses to be root. For an ordinary user everything is that user's, und
 * It runs under a numeric uid of its own, from the range that systemd and Debian leave unused. Postgres needs
   no passwd entry, and no sandboxed child can read or ptrace what runs under a uid that nothing else uses. An
   account named `pericarp` is used instead where there is one; `nobody` where the kernel maps no such uid.
-* initdb does want a passwd entry, so it runs as `nobody`, once, before there is anything to steal; the result
-  is then given to the real account.
+* initdb does want a passwd entry. A user namespace lends the uid that of `nobody`; where the kernel forbids that,
+  initdb runs as `nobody`, once, before there is anything to steal, and the result is given to the real account.
 * Where that account cannot reach the data or the binaries (a home below a directory only for root), they lie
   under `outside` (/var/lib/pericarp): root's, 0711, to be crossed, not listed. No parent's mode is changed.
 
@@ -130,6 +130,8 @@ def socket_directory(home: Path, place: Place) -> Place:
     os.chown(sockets, place.uid, place.gid)
     sockets.chmod(0o700)
     if sockets != place.sockets:
+        if place.sockets.parent != place.cluster and _private(place.sockets, place.uid):
+            shutil.rmtree(place.sockets)  # the home was moved to where it needs none elsewhere
         place = replace(place, sockets=sockets)
         keep(home, place)
     return place

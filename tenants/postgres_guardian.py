@@ -30,6 +30,7 @@ _IMMEDIATE_STOP_S = 10.0
 _LONG_LIFE_S = 60.0  # a server that lived this long was healthy: forget earlier failures
 _MOST_RESTARTS = 8
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _CLONE_NEWUSER = 0x10000000
 
 
@@ -46,13 +47,15 @@ def main(arguments: list[str]) -> int:
     return _reach(rest[2:])
 
 
-def says_ready(data: Path) -> bool:
-    """Whether the postmaster.pid in `data` is that of a server that has finished starting."""
+def status(data: Path, pid: int | None = None) -> str:
+    """What the server on `data` (the one with that pid) says it is: starting, ready, stopping; empty if there is none."""
     try:
         lines = (data / "postmaster.pid").read_text().splitlines()
     except OSError:
-        return False
-    return len(lines) > 7 and lines[7].strip() == "ready"
+        return ""
+    if len(lines) < 8 or (pid is not None and lines[0].strip() != str(pid)):
+        return ""
+    return lines[7].strip()
 
 
 def _become(uid: int, gid: int) -> None:
@@ -65,7 +68,7 @@ def _become(uid: int, gid: int) -> None:
 
 
 def _borrow_a_name() -> None:
-    """initdb insists on a passwd entry. A container's arbitrary uid has none: be `nobody` in a user namespace.
+    """initdb insists on a passwd entry. A uid that has none becomes `nobody` in a user namespace of its own.
 
     Where that is not allowed, initdb says what it misses.
     """
@@ -73,11 +76,16 @@ def _borrow_a_name() -> None:
     if any(entry.pw_uid == uid for entry in pwd.getpwall()):
         return
     listed = next((entry for entry in pwd.getpwall() if entry.pw_name == "nobody"), None)
-    if listed is None or ctypes.CDLL(None).unshare(_CLONE_NEWUSER) != 0:
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # lost with root, and needed to write to our own /proc/self
+    if listed is None or libc.unshare(_CLONE_NEWUSER) != 0:
         return
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{listed.pw_uid} {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"{listed.pw_gid} {gid} 1")
+    for file, words in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{listed.pw_uid} {uid} 1"),
+        ("gid_map", f"{listed.pw_gid} {gid} 1"),
+    ):
+        Path("/proc/self", file).write_text(words)
 
 
 def _die_with_parent(with_signal: int) -> None:
@@ -131,7 +139,7 @@ def _watch(holders: int, data: Path, uid: int, gid: int, command: list[str]) -> 
         if _unclaimed(holders):
             _stop(postgres)
             return 0
-        ready = ready or says_ready(data)
+        ready = ready or status(data, postgres) == "ready"
         if os.waitpid(postgres, os.WNOHANG)[0] == 0:
             continue
         if time.monotonic() - started > _LONG_LIFE_S:
