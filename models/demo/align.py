@@ -55,13 +55,10 @@ class Aligner:
         return weighted / weighted.sum(1, keepdim=True).clamp_min(1e-6)
 
     def compute_loss(
-        self, model: Model, pixels: Tensor, images: NDArray[np.int64],
-        scale: Tensor, rng: np.random.Generator,
-    ) -> tuple[Tensor, float]:  # fmt: skip
-        """Loss and accuracy (the right concept among all) of one batch of augmented images."""
+        self, model: Model, tokens: Tensor, images: NDArray[np.int64], scale: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, float]:
+        """Loss and accuracy (the right concept among all) of a batch's visual tokens, [images, tokens, hidden]."""
         table = model.model.language_model.embed_tokens.weight
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = encode_images(model, pixels)
         seen = functional.normalize(tokens.float().mean(1), dim=-1)  # [images, hidden]
         picks = rng.integers(POOL, size=(2, len(self._pools)))
         named = self._embed(table, [pool[pick] for pool, pick in zip(self._pools, picks[0], strict=True)])
@@ -69,7 +66,9 @@ class Aligner:
         factor = scale.exp().clamp(max=60)
         logits = factor * seen @ named.T  # [images, concepts]
         loss = functional.cross_entropy(logits, target, label_smoothing=0.05)
-        spoken = functional.cross_entropy(0.6 * factor * seen @ functional.normalize(table, dim=-1).T, self.words[target])
+        spoken = functional.cross_entropy(
+            0.6 * factor * seen @ functional.normalize(table, dim=-1).T, self.words[target]
+        )
         some = rng.choice(len(self._pools), 224, replace=False)
         again = self._embed(table, [self._pools[i][picks[1][i]] for i in some])
         paired = factor * again @ named.T
@@ -113,14 +112,20 @@ def evaluate_alignment(
     """nDCG@10 of names (EN, ZH) against 30 images by the cosine of means: the unseen style, and unseen concepts."""
     rng = random.Random(seed)
     table = model.model.language_model.embed_tokens.weight
-    unseen_style = [i for i, s in enumerate(corpus.source_of) if s == HELD_VENDOR and not corpus.concepts[corpus.concept_of[i]].held]
+    unseen_style = [
+        i
+        for i, s in enumerate(corpus.source_of)
+        if s == HELD_VENDOR and not corpus.concepts[corpus.concept_of[i]].held
+    ]
     unseen_concept = [
-        i for i, s in enumerate(corpus.source_of) if s in ("twemoji", "noto") and corpus.concepts[corpus.concept_of[i]].held
+        i
+        for i, s in enumerate(corpus.source_of)
+        if s in ("twemoji", "noto") and corpus.concepts[corpus.concept_of[i]].held
     ]
     result = {}
     for name, images in (("style", unseen_style), ("concept", unseen_concept)):
         pixels = resize_images(corpus.pixels[images], side, side)
-        seen = torch.cat([encode_images(model, part).mean(1) for part in pixels.split(128)])
+        seen = torch.cat([encode_images(model, part).mean(1) for part in torch.split(pixels, 128)])
         seen = functional.normalize(seen, dim=-1)
         for language in ("en", "zh"):
             gains = []
@@ -129,7 +134,11 @@ def evaluate_alignment(
                 texts = getattr(concept, language)
                 if not texts:
                     continue
-                others = [j for j in range(len(images)) if corpus.concept_of[images[j]] != corpus.concept_of[images[at]]]
+                others = [
+                    j
+                    for j in range(len(images))
+                    if corpus.concept_of[images[j]] != corpus.concept_of[images[at]]
+                ]
                 candidates = [at, *rng.sample(others, 29)]
                 query = functional.normalize(table[torch.tensor(packer.read(texts[0]))].mean(0), dim=-1)
                 scores = seen[candidates] @ query

@@ -86,13 +86,15 @@ def load_corpus(folder: Path, cache: Path, *, with_pixels: bool = True) -> Corpu
     for concept in random.Random(7).sample(emoji, round(len(emoji) * HELD_SHARE)):
         concept.held = True
     sources = [record["source"] for record in records]
-    train = [
-        i for i in range(len(records)) if sources[i] != HELD_VENDOR and not listed[concept_of[i]].held
-    ]
+    train = [i for i in range(len(records)) if sources[i] != HELD_VENDOR and not listed[concept_of[i]].held]
     texts = _read_lines(folder / "text_text.jsonl.gz")
     glosses = [(t["a"], t["b"], t["group"]) for t in texts if t["source"].startswith("wordnet")]
     pairs = [(t["a"], t["b"]) for t in texts if not t["source"].startswith("wordnet")]
-    pixels = _load_pixels(folder, cache, [r["image"] for r in records]) if with_pixels else np.zeros((0, 1, 1, 4), np.uint8)
+    pixels = (
+        _load_pixels(folder, cache, [r["image"] for r in records])
+        if with_pixels
+        else np.zeros((0, 1, 1, 4), np.uint8)
+    )
     return Corpus(listed, np.array(concept_of), sources, np.array(train), pixels, glosses, pairs)
 
 
@@ -153,7 +155,9 @@ def normalise(rgb: Tensor) -> Tensor:
     return (rgb - mean) / std
 
 
-def augment_images(corpus: Corpus, images: NDArray[np.int64], height: int, width: int, gen: torch.Generator) -> Tensor:
+def augment_images(
+    corpus: Corpus, images: NDArray[np.int64], height: int, width: int, gen: torch.Generator
+) -> Tensor:
     """Random views of `images`: another ground, place, size, turn, colour. [images, 3, height, width], normalised.
 
     Strong on purpose: the model must know a thing in a drawing style that it never saw.
@@ -163,7 +167,9 @@ def augment_images(corpus: Corpus, images: NDArray[np.int64], height: int, width
     if max(height, width) <= 64:
         rgba = functional.avg_pool2d(rgba, 2)
     cutout = torch.tensor([corpus.source_of[i] not in PHOTOS for i in images])
-    symbolic = torch.tensor([corpus.concepts[corpus.concept_of[i]].group in ("symbols", "flags") for i in images])
+    symbolic = torch.tensor(
+        [corpus.concepts[corpus.concept_of[i]].group in ("symbols", "flags") for i in images]
+    )
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=gen) * (high - low) + low
@@ -188,7 +194,9 @@ def augment_images(corpus: Corpus, images: NDArray[np.int64], height: int, width
     if height != width:  # a cut-out keeps its shape on a wide or tall canvas
         longest = max(height, width)
         stretch = torch.tensor([width / longest, height / longest])
-        keep = torch.where(cutout[:, None], stretch, torch.ones(2)) * torch.where(cutout[:, None], longest / min(height, width), 1.0)
+        keep = torch.where(cutout[:, None], stretch, torch.ones(2)) * torch.where(
+            cutout[:, None], longest / min(height, width), 1.0
+        )
         theta[:, :, :2] = theta[:, :, :2] * keep[:, None, :]
     grid = functional.affine_grid(theta, [count, 4, height, width], align_corners=False)
     rgba[:, :3] *= rgba[:, 3:]
@@ -201,14 +209,22 @@ def augment_images(corpus: Corpus, images: NDArray[np.int64], height: int, width
     mix = torch.eye(3) + draw(-0.15, 0.15, 3, 3) * chance(0.7)[:, None, None]
     mix = torch.where(chance(0.12)[:, None, None], torch.full((3, 3), 1 / 3), mix)
     straight = torch.einsum("bij,bjhw->bihw", mix, straight)
-    gain, lift, gamma = draw(0.7, 1.3, 1, 1, 1), draw(-0.12, 0.12, 1, 1, 1), torch.exp(draw(-0.35, 0.35, 1, 1, 1))
+    gain, lift, gamma = (
+        draw(0.7, 1.3, 1, 1, 1),
+        draw(-0.12, 0.12, 1, 1, 1),
+        torch.exp(draw(-0.35, 0.35, 1, 1, 1)),
+    )
     straight = ((straight - 0.5) * gain + 0.5 + lift).clamp(1e-3, 1) ** gamma
     straight = torch.where(chance(0.03)[:, None, None, None], 1 - straight, straight)
 
     # ground: mostly white or a light colour, sometimes any colour, a gradient, or another image of the batch
     ground = torch.ones(count, 3, 1, 1) * draw(0.9, 1.0, 1, 1, 1)
-    ground = torch.where(chance(0.5)[:, None, None, None], draw(0.0, 1.0, 3, 1, 1), ground).expand(-1, -1, height, width)
-    ramp = torch.linspace(0, 1, height).view(1, 1, -1, 1) * draw(0, 1, 3, 1, 1) + torch.linspace(0, 1, width) * draw(0, 1, 3, 1, 1)
+    ground = torch.where(chance(0.5)[:, None, None, None], draw(0.0, 1.0, 3, 1, 1), ground).expand(
+        -1, -1, height, width
+    )
+    ramp = torch.linspace(0, 1, height).view(1, 1, -1, 1) * draw(0, 1, 3, 1, 1) + torch.linspace(
+        0, 1, width
+    ) * draw(0, 1, 3, 1, 1)
     ground = torch.where(chance(0.15)[:, None, None, None], ramp / 2, ground)
     pictures = torch.nonzero(~cutout).flatten()
     if len(pictures):
@@ -220,7 +236,10 @@ def augment_images(corpus: Corpus, images: NDArray[np.int64], height: int, width
     out = torch.where(chance(0.12)[:, None, None, None], soft, out)
     edges = (1 - 6 * (out - soft).abs().mean(1, keepdim=True)).clamp(0, 1).expand(-1, 3, -1, -1)
     out = torch.where(chance(0.03)[:, None, None, None], edges, out)
-    out = out + torch.randn(out.shape, generator=gen) * draw(0, 0.04, 1, 1, 1) * chance(0.3)[:, None, None, None]
+    out = (
+        out
+        + torch.randn(out.shape, generator=gen) * draw(0, 0.04, 1, 1, 1) * chance(0.3)[:, None, None, None]
+    )
     # a hidden rectangle now and then, so that no single part decides
     top, left = draw(0, 1), draw(0, 1)
     size = draw(0.15, 0.4)

@@ -8,7 +8,9 @@ candidate sees the prefix and itself, positions restarting at the prefix's end: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,26 +21,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.demo.tokenizer import strip_added_tokens
-
-# transformers imports torchvision, whose wheel is built for CUDA: beside a CPU-only torch it fails on operators that
-# nobody declared. Declared first, both load.
-try:
-    torch.ops.torchvision.nms  # noqa: B018
-except (AttributeError, RuntimeError):
-    for _operator in ("nms", "qnms"):
-        torch.library.define(
-            f"torchvision::{_operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (  # noqa: E402
-    apply_rotary_pos_emb_vision,
-    get_vision_position_ids,
-)
+from models.stock import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 Model = Qwen2_5_VLForConditionalGeneration
 PATCH, MERGE = 14, 2
 UNIT = PATCH * MERGE  # pixels of one visual token's side
+MAX_PIXELS = (
+    16 * UNIT * UNIT
+)  # the model never saw more than 112 x 112, and larger ones would mean nothing to it
 SYSTEM = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
@@ -48,7 +38,7 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One side of a pair: text, and an image as its row in a table of visual tokens."""
+    """One side of a pair: text, and an image by its number in the corpus (or in a table of views)."""
 
     text: str = ""
     image: int | None = None
@@ -67,7 +57,7 @@ class Row:
 
 @dataclass(slots=True)
 class Packed:
-    """Rows as tensors. `slots` are the flat places of visual tokens, `images` the table rows they come from."""
+    """Rows as tensors. `slots` are the flat places of visual tokens, `images` whose they are."""
 
     ids: Tensor  # [rows, tokens]
     positions: Tensor  # [3, rows, tokens]
@@ -82,7 +72,7 @@ class Packed:
 def build_model(tokenizer: Tokenizer, seed: int) -> Model:
     """Random weights, about 9 M parameters; patches of 14 px merged 2 x 2, as in production."""
     torch.manual_seed(seed)
-    token = {name: tokenizer.token_to_id(f"<|{name}|>") for name in _CONTROL}
+    token = find_control_tokens(tokenizer)
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": tokenizer.get_vocab_size(),
@@ -119,8 +109,13 @@ def build_model(tokenizer: Tokenizer, seed: int) -> Model:
         vision_end_token_id=token["vision_end"],
         tie_word_embeddings=True,
     )
-    model = Model(config)
-    return model.float()
+    return Model(config)
+
+
+def find_control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the control tokens that the prompt and the configuration name, by their bare names."""
+    ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in _CONTROL}
+    return {name: token for name, token in ids.items() if token is not None}
 
 
 def count_parameters(model: torch.nn.Module) -> int:
@@ -141,8 +136,7 @@ def encode_images(model: Model, pixels: Tensor) -> Tensor:
     # a still image is its own second frame: both halves of the temporal kernel see the same pixels
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
     hidden = functional.linear(patches, kernel)  # [images, patches, dim]
-    grid = torch.tensor([[1, rows * MERGE, columns * MERGE]])
-    cos, sin = visual.rotary_pos_emb(hidden[0], get_vision_position_ids(grid, MERGE))
+    cos, sin = visual.rotary_pos_emb(hidden[0], _place_patches(rows, columns))
     for block in visual.blocks:
         hidden = hidden + _attend(block.attn, block.norm1(hidden), cos, sin)
         hidden = hidden + block.mlp(block.norm2(hidden))
@@ -155,15 +149,20 @@ class Packer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._plain = strip_added_tokens(tokenizer)
-        self._known: dict[str, list[int]] = {}
-        token = {name: tokenizer.token_to_id(f"<|{name}|>") for name in _CONTROL}
+        token = find_control_tokens(tokenizer)
+        yes, no = self.read("yes"), self.read("no")
+        self.answers = (yes[0], no[0])
         self._pad, self._end = token["image_pad"], token["im_end"]
-        self._start, self._opened, self._closed = token["im_start"], token["vision_start"], token["vision_end"]
-        self._head = [self._start, *self._read(f"system\n{SYSTEM}"), self._end, *self._read("\n"), self._start]
-        self._tail = [self._end, *self._read("\n"), self._start, *self._read("assistant\n")]
+        self._start, self._opened, self._closed = (
+            token["im_start"],
+            token["vision_start"],
+            token["vision_end"],
+        )
+        self._head = [self._start, *self.read(f"system\n{SYSTEM}"), self._end, *self.read("\n"), self._start]
+        self._tail = [self._end, *self.read("\n"), self._start, *self.read("assistant\n")]
 
-    def pack(self, rows: Sequence[Row], grids: Sequence[tuple[int, int]] | tuple[int, int]) -> Packed:
-        """`grids` is the (height, width) in visual tokens of each table row, or one for all."""
+    def pack(self, rows: Sequence[Row], grids: Callable[[int], tuple[int, int]]) -> Packed:
+        """`grids` tells the (height, width) in visual tokens of an entry's image."""
         built = [self._lay(row, grids) for row in rows]
         length = max(len(row.ids) for row in built)
         width = max(len(row.ends) for row in built)
@@ -187,52 +186,54 @@ class Packer:
         same = segments[:, :, None] == segments[:, None, :]
         mask = (same | (segments[:, None, :] == 0)) & causal
         tokens = sum(len(row.ids) for row in built)
-        return Packed(ids, positions, mask[:, None], ends, torch.tensor(slots, dtype=torch.long), images, tokens, labels)
+        return Packed(
+            ids, positions, mask[:, None], ends, torch.tensor(slots, dtype=torch.long), images, tokens, labels
+        )
 
     def read(self, text: str) -> list[int]:
         """Ids of caller text: control tokens in it stay plain characters."""
-        return self._read(text)
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
 
-    def _read(self, text: str) -> list[int]:
-        known = self._known.get(text)
-        if known is None:
-            known = self._known[text] = self._plain.encode(text, add_special_tokens=False).ids
-        return known
-
-    def _lay(self, row: Row, grids: Any) -> _Laid:
+    def _lay(self, row: Row, grids: Callable[[int], tuple[int, int]]) -> _Laid:
         laid = _Laid()
         laid.add_text(self._head, 0)
         opening = f"user\n<Instruct>: {row.instruction}<Query>:"
         closing = f"{row.query.text}\n<Document"
         if row.query.image is None:
-            laid.add_text(self._plain.encode(opening + closing, add_special_tokens=False).ids, 0)
+            laid.add_text(self.read(opening + closing), 0)
         else:
-            laid.add_text(self._read(opening), 0)
+            laid.add_text(self.read(opening), 0)
             self._lay_image(laid, row.query.image, grids, 0)
-            laid.add_text(self._read(closing), 0)
+            laid.add_text(self.read(closing), 0)
         origin = laid.next
         for number, candidate in enumerate(row.candidates, start=1):
             laid.next = origin
             if candidate.image is None:
-                laid.add_text(self._read(f">:{candidate.text}"), number)
+                laid.add_text(self.read(f">:{candidate.text}"), number)
             else:
-                laid.add_text(self._read(">:"), number)
+                laid.add_text(self.read(">:"), number)
                 self._lay_image(laid, candidate.image, grids, number)
                 if candidate.text:
-                    laid.add_text(self._read(candidate.text), number)
+                    laid.add_text(self.read(candidate.text), number)
             laid.add_text(self._tail, number)
             laid.ends.append(len(laid.ids) - 1)
         return laid
 
-    def _lay_image(self, laid: _Laid, image: int, grids: Any, segment: int) -> None:
-        height, width = grids if isinstance(grids[0], int) else grids[image]
+    def _lay_image(
+        self, laid: _Laid, image: int, grids: Callable[[int], tuple[int, int]], segment: int
+    ) -> None:
+        height, width = grids(image)
         laid.add_text([self._opened], segment)
         laid.add_image(image, height, width, self._pad, segment)
         laid.add_text([self._closed], segment)
 
 
-def score_rows(model: Model, packed: Packed, visual: Tensor, yes: int, no: int) -> Tensor:
-    """z_yes - z_no of every candidate, [rows, candidates]. `visual` holds the visual tokens of `packed.slots`."""
+def score_rows(model: Model, packed: Packed, visual: Tensor, answers: tuple[int, int]) -> Tensor:
+    """z_yes - z_no of every candidate, [rows, candidates].
+
+    `answers` are the ids of yes and no, `visual` holds the visual tokens of `packed.slots`.
+    """
     table = model.model.language_model.embed_tokens.weight
     embedded = functional.embedding(packed.ids, table)
     if len(packed.slots):
@@ -246,16 +247,17 @@ def score_rows(model: Model, packed: Packed, visual: Tensor, yes: int, no: int) 
     ).last_hidden_state
     ends = packed.ends[:, :, None].expand(-1, -1, out.shape[-1])
     last = out.gather(1, ends)  # [rows, candidates, hidden]
-    return last @ (table[yes] - table[no])
+    margins: Tensor = last @ (table[answers[0]] - table[answers[1]])
+    return margins
 
 
 def save_export(model: Model, folder: Path) -> None:
     """Write the weights in bf16 with their configuration; the tokenizer is beside them already."""
-    import copy
-    import json
-
     folder.mkdir(parents=True, exist_ok=True)
-    copied = copy.deepcopy(model).to(torch.bfloat16)
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    copied.config.dtype = torch.bfloat16
     copied.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     processor = {
@@ -266,9 +268,9 @@ def save_export(model: Model, folder: Path) -> None:
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_processor_type": "Qwen2VLImageProcessor",
         "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "max_pixels": 1003520,
+        "max_pixels": MAX_PIXELS,
         "merge_size": MERGE,
-        "min_pixels": 3136,
+        "min_pixels": 4 * UNIT * UNIT,
         "patch_size": PATCH,
         "processor_class": "Qwen2_5_VLProcessor",
         "temporal_patch_size": 2,
@@ -309,7 +311,21 @@ class _Laid:
 def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     count, length, _ = hidden.shape
     q, k, v = attention.qkv(hidden).reshape(count, length, 3, attention.num_heads, -1).unbind(2)
-    # the stock rotation takes [tokens, heads, dim]; a leading image axis broadcasts
-    q, k = apply_rotary_pos_emb_vision(q, k, cos, sin)
+    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     out = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return attention.proj(out.transpose(1, 2).reshape(count, length, -1))  # type: ignore[no-any-return]
+
+
+def _place_patches(rows: int, columns: int) -> Tensor:
+    """Height and width of each patch, counted in patches, in the order of merged blocks. [patches, 2]"""
+    shape = (rows, columns, MERGE, MERGE)
+    high = torch.arange(rows * MERGE).view(rows, 1, MERGE, 1).expand(shape)
+    wide = torch.arange(columns * MERGE).view(1, columns, 1, MERGE).expand(shape)
+    return torch.stack([high.flatten(), wide.flatten()], -1)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of queries or keys, [images, tokens, heads, dim]; cos and sin are [tokens, dim]."""
+    first, second = x.chunk(2, -1)
+    turned = x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+    return turned.to(x.dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import random
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,13 +23,22 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from models.demo import align, data
-from models.demo.model import Model, Packer, build_model, count_parameters, save_export
+from models.demo import align, data, evaluate, listwise, tasks
+from models.demo.model import (
+    UNIT,
+    Model,
+    Packer,
+    build_model,
+    count_parameters,
+    encode_images,
+    save_export,
+    score_rows,
+)
 from models.demo.tokenizer import save_tokenizer, train_tokenizer
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
-SHARES = {"vision": 0.50, "listwise": 0.35, "joint": 0.15}
+SHARES = {"vision": 0.49, "listwise": 0.295, "joint": 0.215}
 SAVE_EVERY_S, EVALUATE_EVERY_S, LOG_EVERY_STEPS = 120.0, 240.0, 20
 
 
@@ -44,7 +53,7 @@ class Run:
     tokenizer: Tokenizer
     seed: int
     budget_s: float
-    extra: nn.Module = field(default_factory=align.Temperature)
+    extra: align.Temperature = field(default_factory=align.Temperature)
     stage: str = "vision"
     step: int = 0
     elapsed_s: float = 0.0
@@ -58,11 +67,8 @@ class Run:
         if self.stage != stage:
             self.stage, self.step, self.elapsed_s, self.best = stage, 0, 0.0, 0.0
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(stage == "joint" or ("visual" in name) == (stage == "vision"))
-        if stage == "vision":
-            self.model.model.language_model.embed_tokens.weight.requires_grad_(True)
-            for layer in self.model.model.language_model.layers:
-                layer.requires_grad_(False)
+            part = "vision" if "visual" in name or "embed_tokens" in name else "listwise"
+            parameter.requires_grad_(stage in ("joint", part))
         self.optimizers = build_optimizers(self)
         path = self.folder / "optimizer.pt"
         if self.step and path.exists():
@@ -73,7 +79,7 @@ class Run:
     def advance(self, loss: Tensor) -> float:
         """One optimizer step at the schedule's rate; returns the share of the stage that is over."""
         share = self.elapsed_s / self.budget_s
-        rate = min(1.0, (self.step + 1) / 100) * min(1.0, max(0.02, (1.0 - share) / 0.45))
+        rate = min(1.0, (self.step + 1) / 50) * min(1.0, max(0.02, (1.0 - share) / 0.45))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * rate
@@ -83,13 +89,17 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
+        self.spend()
+        if self._tick - self._saved_at > SAVE_EVERY_S:
+            self.save()
+            self._saved_at = self._tick
+        return self.elapsed_s / self.budget_s
+
+    def spend(self) -> None:
+        """Count the time since the last step as the stage's."""
         now = time.monotonic()
         self.elapsed_s += now - self._tick
         self._tick = now
-        if now - self._saved_at > SAVE_EVERY_S:
-            self.save()
-            self._saved_at = now
-        return self.elapsed_s / self.budget_s
 
     def log(self, **values: Any) -> None:
         """One line of JSON in the log, one line with an ETA on the terminal."""
@@ -104,13 +114,18 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v.detach().clone() for k, v in self.model.named_parameters()}
         tensors |= {f"extra.{k}": v.detach().clone() for k, v in self.extra.named_parameters()}
-        state = {"stage": self.stage, "step": str(self.step), "elapsed_s": str(self.elapsed_s), "best": str(self.best)}
+        state = {
+            "stage": self.stage,
+            "step": str(self.step),
+            "elapsed_s": str(self.elapsed_s),
+            "best": str(self.best),
+        }
         partial = self.folder / "checkpoint.partial"
         save_file(tensors, partial, metadata=state)
         optimizer = self.folder / "optimizer.partial"
         torch.save([o.state_dict() for o in self.optimizers], optimizer)
-        os.replace(optimizer, self.folder / "optimizer.pt")
-        os.replace(partial, self.folder / "checkpoint.safetensors")
+        optimizer.replace(self.folder / "optimizer.pt")
+        partial.replace(self.folder / "checkpoint.safetensors")
 
     def resume(self, path: Path) -> None:
         """Take weights and place from a checkpoint."""
@@ -140,8 +155,12 @@ def build_optimizers(run: Run) -> list[torch.optim.Optimizer]:
             matrices.append(parameter)
         else:
             others.append(parameter)
-    rates = {"vision": (2e-3, 1e-3, 2e-3), "listwise": (1.0e-3, 3e-4, 1e-4), "joint": (3e-4, 2e-4, 1e-4)}[run.stage]
-    muon = torch.optim.Muon(matrices, lr=rates[0], weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    rates = {"vision": (2e-3, 1e-3, 2e-3), "listwise": (1.0e-3, 3e-4, 1e-4), "joint": (3e-4, 2e-4, 1e-4)}[
+        run.stage
+    ]
+    muon = torch.optim.Muon(
+        matrices, lr=rates[0], weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
     groups = [{"params": others, "lr": rates[1]}, {"params": table, "lr": rates[2]}]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0 if vision else 0.01)
     for optimizer in (muon, adam):
@@ -153,7 +172,7 @@ def build_optimizers(run: Run) -> list[torch.optim.Optimizer]:
 def train_vision(run: Run, batch: int) -> None:
     """Align images with words; the side grows with the stage."""
     run.start("vision")
-    aligner = align.Aligner(run.corpus, run.packer, run.model.config.text_config.vocab_size, run.seed)
+    aligner = align.Aligner(run.corpus, run.packer, run.tokenizer.get_vocab_size(), run.seed)
     share = run.elapsed_s / run.budget_s
     told, evaluated, losses, hits = time.monotonic(), time.monotonic(), [], []
     while share < 1.0:
@@ -165,19 +184,123 @@ def train_vision(run: Run, batch: int) -> None:
             shape = (side, side - 28) if rng.random() < 0.5 else (side - 28, side)
         images = rng.choice(run.corpus.train_images, batch, p=aligner.weights)
         pixels = data.augment_images(run.corpus, images, *shape, gen)
-        loss, accuracy = aligner.compute_loss(run.model, pixels, images, run.extra.scale, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = encode_images(run.model, pixels)
+        loss, accuracy = aligner.compute_loss(run.model, tokens, images, run.extra.scale, rng)
         share = run.advance(loss)
         losses.append(loss.item())
         hits.append(accuracy)
         if run.step % LOG_EVERY_STEPS == 0:
             rate = len(losses) * batch / (time.monotonic() - told)
             run.log(loss=round(float(np.mean(losses)), 4), acc=round(float(np.mean(hits)), 4), side=side,
-                    images_per_s=round(rate, 1), scale=round(run.extra.scale.exp().item(), 1))  # fmt: skip
+                    images_per_s=round(rate, 1), scale=round(float(run.extra.scale.exp()), 1))  # fmt: skip
             told, losses, hits = time.monotonic(), [], []
         if time.monotonic() - evaluated > EVALUATE_EVERY_S or share >= 1.0:
-            run.log(**align.evaluate_alignment(run.model, run.corpus, run.packer, max(side, 84) if side > 56 else 56))
+            run.log(
+                **align.evaluate_alignment(
+                    run.model, run.corpus, run.packer, max(side, 84) if side > 56 else 56
+                )
+            )
             evaluated = told = time.monotonic()
     run.save()
+
+
+def train_listwise(run: Run) -> None:
+    """Teach the language model over fixed visual tokens, phase by phase."""
+    run.start("listwise")
+    if run.step == 0:
+        run.log(scaled=round(listwise.scale_visual_tokens(run.model, run.corpus), 4))
+        run.save()
+    began = time.monotonic()
+    views = listwise.Views(run.model, run.corpus, run.seed)
+    run.log(views_s=round(time.monotonic() - began, 1))
+    run.spend()
+    drawer = tasks.Tasks(run.corpus, run.corpus.train_images.tolist())
+    at, entered, hits, share = (
+        int(run.best),
+        run.elapsed_s / run.budget_s,
+        Meter(),
+        run.elapsed_s / run.budget_s,
+    )
+    told, evaluated = time.monotonic(), time.monotonic()
+    while share < 1.0:
+        phase = listwise.PHASES[at]
+        rng = random.Random(run.seed * 1_000_003 + run.step)
+        names = rng.choices(list(phase.mix), list(phase.mix.values()), k=phase.rows)
+        rows = [drawer.make(name, rng, phase.candidates, phase.hard) for name in names]
+        choice = views.choose(rng)
+        packed = run.packer.pack(rows, lambda image, choice=choice: listwise.grid_of(choice, image))  # type: ignore[misc]
+        with torch.autocast("cpu", torch.bfloat16):
+            margins = score_rows(run.model, packed, views.gather(packed, choice), run.packer.answers)
+        loss, accuracy = listwise.compute_list_loss(margins.float(), packed.labels)
+        share = run.advance(loss)
+        hits.add(loss.item(), accuracy)
+        if run.step % LOG_EVERY_STEPS == 0:
+            rate = phase.rows * phase.candidates * LOG_EVERY_STEPS / (time.monotonic() - told)
+            run.log(phase=phase.name, **hits.take(), pairs_per_s=round(rate, 1), tokens=packed.tokens)
+            told = time.monotonic()
+        if (hits.smooth > phase.gate or share - entered > phase.share) and at + 1 < len(listwise.PHASES):
+            at, entered, run.best = at + 1, share, at + 1
+            hits.smooth = 0.0
+        if time.monotonic() - evaluated > EVALUATE_EVERY_S or share >= 1.0:
+            run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
+            evaluated = told = time.monotonic()
+    run.save()
+
+
+def train_jointly(run: Run) -> None:
+    """Train everything end to end on fresh views; the alignment goes on beside, on the same visual tokens."""
+    run.start("joint")
+    aligner = align.Aligner(run.corpus, run.packer, run.tokenizer.get_vocab_size(), run.seed)
+    drawer = tasks.Tasks(run.corpus, run.corpus.train_images.tolist())
+    told, evaluated, hits, aligned = time.monotonic(), time.monotonic(), Meter(), Meter()
+    share = run.elapsed_s / run.budget_s
+    while share < 1.0:
+        rng, numbers = (
+            random.Random(run.seed * 2_000_003 + run.step),
+            np.random.default_rng((run.seed, run.step, 3)),
+        )
+        phase, shape = listwise.JOINT, rng.choice(listwise.SHAPES)
+        names = rng.choices(list(phase.mix), list(phase.mix.values()), k=phase.rows)
+        rows = [drawer.make(name, rng, phase.candidates, phase.hard) for name in names]
+        packed = run.packer.pack(rows, lambda _, shape=shape: (shape[0] // UNIT, shape[1] // UNIT))  # type: ignore[misc]
+        images = np.array(packed.images, dtype=np.int64)
+        pixels = data.augment_images(run.corpus, images, *shape, torch.Generator().manual_seed(run.step + 17))
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = encode_images(run.model, pixels)
+            margins = score_rows(run.model, packed, tokens.flatten(0, 1), run.packer.answers)
+        loss, accuracy = listwise.compute_list_loss(margins.float(), packed.labels)
+        known, known_accuracy = aligner.compute_loss(run.model, tokens, images, run.extra.scale, numbers)
+        share = run.advance(loss + 0.15 * known)
+        hits.add(loss.item(), accuracy)
+        aligned.add(known.item(), known_accuracy)
+        if run.step % LOG_EVERY_STEPS == 0:
+            rate = phase.rows * phase.candidates * LOG_EVERY_STEPS / (time.monotonic() - told)
+            run.log(**hits.take(), align=aligned.take(), pairs_per_s=round(rate, 1), images=len(images))
+            told = time.monotonic()
+        if time.monotonic() - evaluated > EVALUATE_EVERY_S or share >= 1.0:
+            run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
+            evaluated = told = time.monotonic()
+    run.save()
+
+
+@dataclass(slots=True)
+class Meter:
+    """Means since the last report, and a slow mean of the accuracy that decides when a phase is over."""
+
+    smooth: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    hits: list[float] = field(default_factory=list)
+
+    def add(self, loss: float, accuracy: float) -> None:
+        self.losses.append(loss)
+        self.hits.append(accuracy)
+        self.smooth += 0.03 * (accuracy - self.smooth)
+
+    def take(self) -> dict[str, float]:
+        means = {"loss": round(float(np.mean(self.losses)), 4), "acc": round(float(np.mean(self.hits)), 4)}
+        self.losses, self.hits = [], []
+        return means
 
 
 def load_tokenizer(corpus: data.Corpus) -> Tokenizer:
@@ -190,17 +313,23 @@ def load_tokenizer(corpus: data.Corpus) -> Tokenizer:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m models.demo.train", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+        prog="python -m models.demo.train",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
     )
     parser.add_argument("--data", type=Path, default=HERE.parents[1].parent / "shared/data/train",
                         help="folder of image_text.jsonl.gz and the zips (default: ../shared/data/train)")  # fmt: skip
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="checkpoints and the log go here")
-    parser.add_argument("--budget-minutes", type=float, default=85.0, help="wall time of all stages (default: 85)")
+    parser.add_argument(
+        "--budget-minutes", type=float, default=88.0, help="wall time of all stages (default: 88)"
+    )
     parser.add_argument("--stages", default="vision,listwise,joint", help="which stages to run, in order")
     parser.add_argument("--batch", type=int, default=192, help="images of a vision step (default: 192)")
     parser.add_argument("--seed", type=int, default=1, help="seed of weights, views and rows (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--export", action="store_true", help="write the checkpoint to models/demo/weights and stop")
+    parser.add_argument(
+        "--export", action="store_true", help="write the checkpoint to models/demo/weights and stop"
+    )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     corpus = data.load_corpus(chosen.data, chosen.run, with_pixels=not chosen.export)
@@ -218,6 +347,10 @@ def main(arguments: list[str] | None = None) -> int:
         run.budget_s = chosen.budget_minutes * 60 * SHARES[stage]
         if stage == "vision":
             train_vision(run, chosen.batch)
+        elif stage == "listwise":
+            train_listwise(run)
+        elif stage == "joint":
+            train_jointly(run)
     return 0
 
 

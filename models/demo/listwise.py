@@ -1,0 +1,139 @@
+"""Stages "listwise" and "joint": the language model learns to compare, on packed rows.
+
+A row's loss is the cross-entropy of a softmax over its candidates' margins (z_yes - z_no), and a smaller binary one
+that sets where "yes" begins. First only texts, the right one being the query itself, then its paraphrases, then
+images; a phase ends when its accuracy is reached, or its share of the stage is over.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.demo.data import Corpus, augment_images, resize_images
+from models.demo.model import Model, Packed, encode_images
+
+CLEAN, VIEWED = (4, 4), (3, 3)  # visual tokens of the two kept views: 112 px on white, and 84 px augmented
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A mix of tasks, how many rows and candidates, and the accuracy at which the next phase begins."""
+
+    name: str
+    mix: dict[str, float]
+    rows: int
+    candidates: int
+    hard: float
+    gate: float
+    share: float  # of the stage, at most
+
+
+def _mix(**percent: int) -> dict[str, float]:
+    return {task: share / 100 for task, share in percent.items()}
+
+
+PHASES = (
+    Phase("identity", {"same": 0.85, "words": 0.15}, 12, 8, 0.0, 0.88, 0.12),
+    Phase("paraphrase", {"same": 0.15, "words": 0.5, "gloss": 0.15, "show": 0.2}, 12, 8, 0.1, 0.62, 0.12),
+    Phase(
+        "images",
+        _mix(same=4, words=14, gloss=10, show=34, tell=12, alike=6, mixed=12, keyword=8),
+        10,
+        12,
+        0.15,
+        0.75,
+        0.4,
+    ),
+    Phase(
+        "hard",
+        _mix(same=2, words=13, gloss=12, show=36, tell=10, alike=6, mixed=10, keyword=7, both=4),
+        8,
+        20,
+        0.35,
+        2.0,
+        1.0,
+    ),
+)
+JOINT = Phase(
+    "joint",
+    _mix(same=2, words=9, gloss=8, show=46, tell=12, alike=5, mixed=10, keyword=5, both=3),
+    6,
+    16,
+    0.3,
+    2.0,
+    1.0,
+)
+SHAPES = ((112, 112), (112, 112), (112, 112), (84, 84), (84, 112), (112, 84))  # height and width in pixels
+
+
+class Views:
+    """Visual tokens of every image, computed once by a tower that stands still: [images, tokens, hidden] each."""
+
+    def __init__(self, model: Model, corpus: Corpus, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        clean, viewed = [], []
+        images = np.arange(len(corpus.concept_of))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            for start in range(0, len(images), 256):
+                part = images[start : start + 256]
+                clean.append(encode_images(model, resize_images(corpus.pixels[part], 112, 112)).half())
+                viewed.append(encode_images(model, augment_images(corpus, part, 84, 84, generator)).half())
+        self._tables = (torch.cat(clean), torch.cat(viewed))
+
+    def choose(self, rng: random.Random) -> dict[int, int]:
+        """A memory of which view an image has in this step, filled by `grid`."""
+        return _Choice(rng)
+
+    def gather(self, packed: Packed, choice: dict[int, int]) -> Tensor:
+        """The visual tokens of `packed.slots`, in order. [slots, hidden]"""
+        parts = [self._tables[choice[image]][image].float() for image in packed.images]
+        return torch.cat(parts) if parts else torch.zeros(0, self._tables[0].shape[-1])
+
+
+class _Choice(dict[int, int]):
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__()
+        self._rng = rng
+
+    def __missing__(self, image: int) -> int:
+        self[image] = view = int(self._rng.random() < 0.6)
+        return view
+
+
+def grid_of(choice: dict[int, int], image: int) -> tuple[int, int]:
+    """Height and width in visual tokens of the view that `image` has in this step."""
+    return (CLEAN, VIEWED)[choice[image]]
+
+
+def scale_visual_tokens(model: Model, corpus: Corpus) -> float:
+    """Give visual tokens the size of word embeddings; their direction, which the alignment taught, stays."""
+    sample = np.linspace(0, len(corpus.concept_of) - 1, 256).astype(int)
+    with torch.no_grad():
+        size = encode_images(model, resize_images(corpus.pixels[sample], 84, 84)).pow(2).mean().sqrt()
+        words = model.model.language_model.embed_tokens.weight.pow(2).mean(1).sqrt()
+        factor = float(words.quantile(0.7) / size)
+        last = model.model.visual.merger.mlp[2]
+        last.weight.mul_(factor)
+        last.bias.mul_(factor)
+    return factor
+
+
+def compute_list_loss(margins: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """Loss and accuracy of margins [rows, candidates]; labels are 1, 0, or -1 where there is no candidate."""
+    there = labels >= 0
+    right = labels.clamp_min(0)
+    listed = margins.masked_fill(~there, -1e4).log_softmax(1)
+    loss = -(right * listed).sum(1) / right.sum(1)
+    binary = functional.binary_cross_entropy_with_logits(margins, right, reduction="none")
+    weight = torch.where(
+        right > 0, 0.5 / right.sum(1, keepdim=True), 0.5 / (there & (right == 0)).sum(1, keepdim=True)
+    )
+    best = margins.masked_fill(~there, -1e4).argmax(1, keepdim=True)
+    accuracy = right.gather(1, best).mean().item()
+    return (loss + 0.3 * (binary * weight * there).sum(1)).mean(), accuracy
