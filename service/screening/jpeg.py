@@ -17,6 +17,8 @@ from service.screening.exif import read_orientation
 
 MAX_SCANS = 64
 MAX_SEGMENTS = 4096
+ABSENT = 16
+"""Bits left of a coefficient of which no scan has brought any."""
 
 SOI, EOI, SOS, DQT, DHT, DRI, COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE
 FRAMES_DECODED = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
@@ -26,6 +28,7 @@ FRAMES_OTHER = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCC, 0xCD, 0xCE, 0xCF
 # Within a scan FF 00 is a stuffed byte, FF D0..D7 a restart, FF FF a fill byte; anything else ends the scan.
 # One byte of look-ahead and no repetition, so that a megabyte of FF costs one pass.
 _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_FILLING = re.compile(rb"\xff+")
 
 _APP_KINDS: tuple[tuple[int, bytes, str], ...] = (
     (0xE0, b"JFXX", "thumbnail"),
@@ -48,8 +51,8 @@ class _Walk:
     orientation: int = 1
     scans: int = 0
     scan_bytes: int = 0
-    begun: set[int] = field(default_factory=set)
-    """Ids of the components whose first (DC) coefficients some scan carries."""
+    bits_left: dict[int, list[int]] = field(default_factory=dict)
+    """By component id: for each of the 64 coefficients, how many low bits no scan has brought yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +123,12 @@ def _next_marker(data: bytes, position: int) -> tuple[int, int]:
     """The marker at `position` and where its body begins; FF may be repeated as filling."""
     if position >= len(data):
         raise _cut()
-    if data[position] != 0xFF:
+    filling = _FILLING.match(data, position)
+    if filling is None:
         raise _damaged("bytes between two segments")
-    while position < len(data) and data[position] == 0xFF:
-        position += 1
-    if position >= len(data):
+    if filling.end() == len(data):
         raise _cut()
-    return data[position], position + 1
+    return data[filling.end()], filling.end() + 1
 
 
 def _read_frame(body: bytes, *, progressive: bool, limits: ImageLimits) -> _Frame:
@@ -166,8 +168,14 @@ def _begin_scan(seen: _Walk, body: bytes, scan_bytes: int) -> None:
     names = {body[1 + 2 * i] for i in range(body[0])}
     if not names or not names <= {name for name, _, _ in seen.frame.components}:
         raise _damaged("a scan of components that the frame lacks")
-    if body[-3] == 0:  # the scan starts at coefficient 0, DC
-        seen.begun |= names
+    first, last, approximation = body[-3:]
+    if not seen.frame.progressive:
+        first, last, approximation = 0, 63, 0  # decoders ignore what stands there
+    if first > last or last > 63:
+        raise _damaged("a scan of coefficients that do not exist")
+    for name in names:
+        left = seen.bits_left.setdefault(name, [ABSENT] * 64)
+        left[first : last + 1] = [approximation & 15] * (last + 1 - first)
     seen.scan_bytes += scan_bytes
 
 
@@ -191,8 +199,9 @@ def _finish(data: bytes, end: int, seen: _Walk) -> Structure:
     frame = seen.frame
     if frame is None or not seen.scans:
         raise _damaged("no picture before its end")
-    if seen.begun != {name for name, _, _ in frame.components}:
-        raise _damaged("components without data")
+    # A progressive JPEG that was cut between two scans and closed again is whole to a decoder, only blurred.
+    if any(any(seen.bits_left.get(name, [ABSENT])) for name, _, _ in frame.components):
+        raise _damaged("not all of its scans")
     # A Huffman code has one bit at least: one per block for the DC, another for the end of the block unless
     # progressive. A header that promises more than the scans can hold would decode to grey, without an error.
     if seen.scan_bytes * 8 < frame.blocks * (1 if frame.progressive else 2):

@@ -69,6 +69,9 @@ _DECODER_ERRORS = (
 WEBP_LEAST = (1, 3, 2)
 """The first libwebp without CVE-2023-4863."""
 
+MORE_SCAN = bytes(range(1, 251)) * 2
+"""Any bits will do, but for the one byte that begins a marker."""
+
 
 class DecoderRefused(ImageRejected):
     """The decoder choked on the image. Its process has touched something odd and should not serve another."""
@@ -121,6 +124,8 @@ def decode(structure: Structure, sizes: tuple[tuple[int, int], ...] = ()) -> Pix
                 if image.size != (structure.width, structure.height):
                     raise ValueError("decoder and walk disagree on the size")
                 image.load()
+                if structure.format == "jpeg":
+                    _check_tail(image, structure)
                 flat = _flatten(image, structure)
     except _DECODER_ERRORS as exc:
         name = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP"}[structure.format]
@@ -134,6 +139,21 @@ def decode(structure: Structure, sizes: tuple[tuple[int, int], ...] = ()) -> Pix
     for height, width in sizes:
         flat = flat.resize((width, height), Image.Resampling.BICUBIC)
     return Pixels(flat.width, flat.height, flat.tobytes())
+
+
+def _check_tail(image: Image.Image, structure: Structure) -> None:
+    """Raises ValueError where a JPEG's scan ended before its picture did.
+
+    libjpeg paints what is missing mid-grey and says nothing that Pillow passes on. So where the last pixel is
+    mid-grey, decode again with more bytes at the scan's end: they change nothing unless they were needed.
+    """
+    last = image.getpixel((image.width - 1, image.height - 1))
+    if not all(126 <= level <= 129 for level in (last if isinstance(last, tuple) else (last or 0,))):
+        return
+    with JpegImageFile(BytesIO(structure.core[:-2] + MORE_SCAN + structure.core[-2:])) as again:
+        again.load()
+        if again.tobytes() != image.tobytes():
+            raise ValueError("the scan ends before the picture")
 
 
 def _flatten(image: Image.Image, structure: Structure) -> Image.Image:

@@ -44,4 +44,7 @@ def plan_resizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
     """
     first = smart_resize(height, width, FETCH_PIXELS)
     second = smart_resize(*first, PROCESSOR_PIXELS)
-    return (first, second) if height * width > MAX_CLEAN_PIXELS else ()
+    if height * width <= MAX_CLEAN_PIXELS:
+        return ()
+    smart_resize(*second)  # the second step stretches too, and the worker begins with the first
+    return first, second
