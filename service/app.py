@@ -45,13 +45,22 @@ REAP_EVERY_S = 30.0
 log = get_logger(__name__)
 
 
-def create_app(settings: Settings, installation: Installation, *, fleet: Fleet | None = None) -> FastAPI:
-    """The whole service as one ASGI application. Tests may replace the fleet; nothing else is ever replaced."""
+def create_app(
+    settings: Settings,
+    installation: Installation,
+    *,
+    keep_warm: tuple[str, ...] = (),
+    fleet: Fleet | None = None,
+) -> FastAPI:
+    """The whole service as one ASGI application. `keep_warm` are tenants whose workers never retire.
+
+    Tests may replace the fleet; nothing else is ever replaced.
+    """
     database = Database(installation.app_url)
     access = Access(database, pepper=installation.pepper)
     audit = Audit(database, master_key=installation.master_key)
     quotas = Quotas(database)
-    ledger = Ledger(quotas=quotas, audit=audit, deadline_s=settings.deadline_s)
+    ledger = Ledger(quotas=quotas, audit=audit, deadline_s=settings.deadline_s, model=settings.model_name)
     screen = Screen(
         limits=ImageLimits(
             bytes=settings.image_limit_bytes,
@@ -73,6 +82,8 @@ def create_app(settings: Settings, installation: Installation, *, fleet: Fleet |
         idle_s=settings.worker_idle_s,
         start_s=settings.worker_start_s,
         queue_limit=settings.queue_limit,
+        keep_warm=keep_warm,
+        offline=settings.model_is_local,
     )
     rerank = Rerank(ledger=ledger, screen=screen, fleet=serving, deadline_s=settings.deadline_s)
 
@@ -103,7 +114,9 @@ def create_app(settings: Settings, installation: Installation, *, fleet: Fleet |
         exception_handlers={HTTPException: _translate},
     )
     app.include_router(
-        build_router(rerank=rerank, fleet=serving, screen=screen, database=database, model=settings.model)
+        build_router(
+            rerank=rerank, fleet=serving, screen=screen, database=database, model=settings.model_name
+        )
     )
     _document(app)
     app.state.fleet = serving

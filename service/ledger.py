@@ -25,10 +25,11 @@ LEASE_SLACK_S = 30.0
 class Ledger:
     """Holds quota, settles it, and writes the entry of every decision of a known caller."""
 
-    def __init__(self, *, quotas: Quotas, audit: Audit, deadline_s: float) -> None:
+    def __init__(self, *, quotas: Quotas, audit: Audit, deadline_s: float, model: str) -> None:
         self.quotas = quotas
         self.audit = audit
         self.lease_s = deadline_s + LEASE_SLACK_S
+        self.model = model
 
     async def hold(self, exchange: Exchange, ask: Ask) -> Hold:
         """Reserve what the ask costs. Raises `QuotaExceeded`, `RequestTooCostly`, `DatabaseUnavailable`."""
@@ -115,7 +116,7 @@ class Ledger:
             else (),
             input_tokens=ranking.input_tokens if ranking is not None else 0,
             image_tokens=ranking.image_tokens if ranking is not None else 0,
-            model=card.name if card is not None else "",
+            model=self.model if card is not None else "",
             model_digest=card.digest if card is not None else "",
             stages_us=tuple((name, round(ms * 1000)) for name, ms in stages_ms.items()),
             client=prints.address(exchange.client_address),

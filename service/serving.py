@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
@@ -21,6 +20,8 @@ from tenants.errors import TenantExists, Unauthenticated
 from tenants.policy import Policy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from service.fleet.router import Fleet
     from service.installation import Installation
     from service.settings import Settings
@@ -37,8 +38,12 @@ log = get_logger(__name__)
 def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
     """Serve until SIGTERM or SIGINT, then let answers under way end. Raises SystemExit(1) if it cannot start."""
     configure(settings.log_level)
-    key = asyncio.run(_demo_key(settings.home, installation)) if demo else None
-    app = create_app(settings, installation)
+    key, keep_warm = asyncio.run(_look_up(settings, installation, demo=demo))
+    if len(keep_warm) > settings.max_workers:
+        sys.exit(
+            f"{len(keep_warm)} tenants are to be kept warm, but PERICARP_MAX_WORKERS is {settings.max_workers}."
+        )
+    app = create_app(settings, installation, keep_warm=keep_warm)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -97,29 +102,49 @@ def _example(url: str, key: str) -> str:
     )
 
 
-async def _demo_key(home: Path, installation: Installation) -> str:
-    """The demo tenant's search key: the one that is kept under the home if it still opens the door, else a new one.
-
-    Only the demo's key is ever kept as text, so that every start can print a request that works.
-    """
-    kept = home / "secrets" / "demo-key"
+async def _look_up(
+    settings: Settings, installation: Installation, *, demo: bool
+) -> tuple[str | None, tuple[str, ...]]:
+    """The demo's key where one is wanted, and the tenants whose policy says that their worker is kept warm."""
     database = Database(installation.app_url, pool_size=1, call_pool_size=1)
     await database.open()
     try:
-        if kept.exists():
-            try:
-                await Access(database, pepper=installation.pepper).authenticate(kept.read_text().strip())
-                return kept.read_text().strip()
-            except Unauthenticated:
-                kept.unlink()
         directory = Directory(database, pepper=installation.pepper, master_key=installation.master_key)
-        try:
-            tenant = await directory.create_tenant(DEMO, DEMO_POLICY)
-        except TenantExists:
-            tenant = await directory.find_tenant(DEMO)
-        _key, text = await directory.create_key(tenant.id, Role.SEARCH, name="printed by make run")
-        with os.fdopen(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text + "\n")
-        return text
+        access = Access(database, pepper=installation.pepper)
+        key = await _demo_key(settings.home / "secrets" / "demo-key", directory, access) if demo else None
+        tenants = [tenant.id for tenant in await directory.list_tenants() if tenant.suspended_at is None]
+        warm = [str(tenant) for tenant in tenants if (await directory.find_policy(tenant)).keep_warm]
+        return key, tuple(warm)
     finally:
         await database.close()
+
+
+async def _demo_key(kept: Path, directory: Directory, access: Access) -> str:
+    """The demo tenant's search key: the one in `kept` if it still opens the door, else a new one.
+
+    Only the demo's key is ever kept as text, so that every start can print a request that works.
+    """
+    text = _read_key(kept)
+    if text is not None:
+        try:
+            await access.authenticate(text)
+            return text
+        except Unauthenticated:
+            pass  # revoked, or of another database: the demo gets a new one
+    try:
+        tenant = await directory.create_tenant(DEMO, DEMO_POLICY)
+    except TenantExists:
+        tenant = await directory.find_tenant(DEMO)
+    _key, text = await directory.create_key(tenant.id, Role.SEARCH, name="printed by make run")
+    _keep_key(kept, text)
+    return text
+
+
+def _read_key(kept: Path) -> str | None:
+    return kept.read_text().strip() if kept.exists() else None
+
+
+def _keep_key(kept: Path, text: str) -> None:
+    kept.unlink(missing_ok=True)
+    with os.fdopen(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text + "\n")

@@ -11,6 +11,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models import DEMO
+
 
 class Settings(BaseSettings):
     """Settings of one installation. Field descriptions are the README's table of settings."""
@@ -30,7 +32,7 @@ class Settings(BaseSettings):
         description="The same database as its owner; only `migrate` uses it. Needed with `PERICARP_DATABASE_URL`.",
     )
     model: str = Field(
-        "pericarp-demo",
+        DEMO,
         min_length=1,
         description="`pericarp-demo`, a Qwen2.5-VL checkpoint folder, or a hub name such as `vec-ai/lychee-rerank-mm`.",
     )
@@ -39,8 +41,8 @@ class Settings(BaseSettings):
     )
     dtype: str = Field(
         "auto",
-        pattern=r"^(auto|float32|bfloat16)$",
-        description="`auto`: bfloat16 on a GPU, float32 on a CPU.",
+        pattern=r"^(auto|bf16|fp32)$",
+        description="`auto`, `bf16` or `fp32`; auto is bf16 on a GPU and fp32 on a CPU.",
     )
     worker_threads: int = Field(
         default_factory=lambda: max(
@@ -79,6 +81,16 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
     )
+
+    @property
+    def model_is_local(self) -> bool:
+        """Whether the model is a folder here, or the embedded one: then nothing may be downloaded."""
+        return self.model == DEMO or Path(self.model).is_dir()
+
+    @property
+    def model_name(self) -> str:
+        """The model's name as callers see it: of a folder its last part, for no answer holds a path."""
+        return Path(self.model).resolve().name if self.model != DEMO and self.model_is_local else self.model
 
     @model_validator(mode="after")
     def _own_database_needs_both_urls_to_migrate(self) -> Settings:

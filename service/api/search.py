@@ -69,7 +69,7 @@ RERANK_BODY: dict[str, Any] = {
 def build_router(
     *, rerank: Rerank, fleet: Fleet, screen: Screen, database: Database, model: str
 ) -> APIRouter:
-    """The routes of the data plane. `model` is the configured name, accepted beside the loaded model's own."""
+    """The routes of the data plane. `model` is the served model's name as callers see it."""
     router = APIRouter()
 
     @router.post(
@@ -95,44 +95,28 @@ def build_router(
                 documents_limit=policy.documents_per_request,
                 images_limit=policy.images_per_request,
             )
-        served = _served(fleet, model)
-        if named is not None and named not in served:
+        if named is not None and (named != model or not policy.allows_model(model)):
             raise ModelUnknown(
-                f"The model {named[:64]!r} is not served here; leave `model` out or use {served[0]!r}.",
-                field="model",
+                f"That model is not served here; leave `model` out or use {model!r}.", field="model"
             )
         ranking = await rerank(exchange, ask)
-        return Response(
-            orjson.dumps(_answer(exchange, ask, ranking, served[0])), media_type="application/json"
-        )
+        return Response(orjson.dumps(_answer(exchange, ask, ranking, model)), media_type="application/json")
 
     @router.get("/v1/models", responses={401: PROBLEMS[401]}, tags=["search"], summary="The served model")
     async def list_models(request: Request) -> dict[str, Any]:
         """OpenAI's list shape."""
         request.state.exchange.operation = "models"
         card = fleet.card
-        return {
-            "object": "list",
-            "data": [
-                {
-                    "id": name,
-                    "object": "model",
-                    "owned_by": "pericarp",
-                    **(
-                        {
-                            "digest": card.digest,
-                            "parameters": card.parameters,
-                            "dtype": card.dtype,
-                            "attention": card.attention,
-                            "max_model_len": card.context_tokens,
-                        }
-                        if card is not None
-                        else {}
-                    ),
-                }
-                for name in _served(fleet, model)
-            ],
-        }
+        told: dict[str, Any] = {"id": model, "object": "model", "owned_by": "pericarp"}
+        if card is not None:
+            told |= {
+                "digest": card.digest,
+                "parameters": card.parameters,
+                "dtype": card.dtype,
+                "attention": card.attention,
+                "max_model_len": card.context_tokens,
+            }
+        return {"object": "list", "data": [told]}
 
     @router.get("/healthz", tags=["health"], summary="The process is alive")
     async def tell_health() -> dict[str, str]:
@@ -169,20 +153,6 @@ def _require(exchange: Exchange, role: str) -> Caller:
     if caller.role != role:
         raise Forbidden(f"This needs a key with the role {role}; this one has {caller.role}.", reason="role")
     return caller
-
-
-def _served(fleet: Fleet, configured: str) -> list[str]:
-    """The names of the one model that is served, the loaded one's own first."""
-    own = fleet.card.name if fleet.card is not None else configured
-    return (
-        [own]
-        if own == configured or ("/" in configured and not _is_hub_name(configured))
-        else [own, configured]
-    )
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def _answer(exchange: Exchange, ask: Ask, ranking: Ranking, model: str) -> dict[str, Any]:
