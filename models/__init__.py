@@ -1,4 +1,4 @@
-"""Scoring: the contract between the service and any reranker. Free of torch, so that the gateway may import it.
+"""Scoring: the contract between the service and any reranker. Free of torch: the gateway may import it.
 
 A `Job` is one query with its candidates, already decoded and clean: text is `str`, an image is RGB pixels.
 A `Reranker` turns a job into `Scores`, one per candidate, in the order of the candidates.
@@ -7,10 +7,12 @@ A `Reranker` turns a job into `Scores`, one per candidate, in the order of the c
     models/packing.py   prompt segments -> packed ids, positions, segments, score rows; integers only
     models/attention.py shared-prefix attention: a fast cascade beside a dense reference
     models/qwen.py      Qwen2.5-VL on stock transformers modules, packed forward, yes-no head in fp32
+    models/images.py    pixels -> the vision tower's patches, by the reference's two resizes
     models/weights.py   safetensors only: where a model's files are, what they are, their digest
+    models/stock.py     what is taken from transformers and qwen_vl_utils, imported in the order that works
     models/demo/        the embedded model and the code that trained it
 
-`models` imports neither `service` nor `tenants`, opens no socket and no database.
+`models` imports neither `service` nor `tenants`, and opens no database and no socket but for a hub name.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class ModelFailed(ModelError):
 
 
 class JobTooLong(ModelError):
-    """The query alone does not fit into the model's context."""
+    """The query, alone or with one candidate's image, does not fit into the model's context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,9 @@ class Scores:
 
     `margins[i]` is z_yes - z_no at candidate i's last position, in fp32; the relevance score is its sigmoid
     (facts: lychee-rerank-mm, section 1.3). `truncated` lists the candidates whose text was cut to fit.
+    `input_tokens` and, within them, `image_tokens` are what the reference would have read: the whole prompt,
+    once per candidate. `computed_tokens` is what ran: the prefix once, equal candidates once. `stages_ms` has
+    "tokenize", "vision" (resizing included) and "forward".
     """
 
     margins: tuple[float, ...]
@@ -110,7 +115,8 @@ class Reranker(Protocol):
     def score(self, job: Job) -> Scores:
         """Score every candidate of `job`.
 
-        Raises `JobTooLong` where the prefix alone exceeds the context, `ModelFailed` where a score is not finite.
+        Raises `JobTooLong` where the prefix, alone or with one candidate's image, exceeds the context, and
+        `ModelFailed` where a score is not finite; then there are no scores at all.
         """
         ...
 

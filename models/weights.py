@@ -1,0 +1,93 @@
+"""Where a model's files are, that they are safe to read, and their digest.
+
+safetensors only: a pickle is a program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import DEMO, ModelNotFound
+
+DEMO_DIRECTORY = Path(__file__).parent / "demo" / "weights"
+
+# All that is read of a checkpoint, and all that is fetched from the hub: no code, no pickles, no chat
+# template.
+WEIGHTS = "*.safetensors"
+CONFIGURATION = ("config.json", "model.safetensors.index.json", "preprocessor_config.json", "tokenizer.json")
+REQUIRED = ("config.json", "tokenizer.json")
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model's directory; `digest` is the SHA-256, in hex, over all that is read of it (see `digest`)."""
+
+    name: str
+    directory: Path
+    digest: str
+
+
+def find(name: str) -> Checkpoint:
+    """Find `pericarp-demo`, a directory, or a hub name (fetched, where it is not yet in the hub's cache).
+
+    Raises `ModelNotFound`, whose text holds no path but `name` itself.
+    """
+    if name == DEMO:
+        directory = DEMO_DIRECTORY
+    elif Path(name).is_dir():
+        directory = Path(name)
+    elif _HUB_NAME.fullmatch(name):
+        directory = _fetch(name)
+    else:
+        raise ModelNotFound(f"no model {name!r}: neither a directory nor a hub name")
+    try:
+        _check(name, directory)
+        return Checkpoint(name, directory, digest(directory))
+    except OSError as exc:
+        raise ModelNotFound(f"the files of model {name!r} cannot be read") from exc
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 over a line per file, `name<NUL>sha256\\n`, sorted by name; reads the whole of the weights."""
+    files = [*directory.glob(WEIGHTS), *(directory / each for each in CONFIGURATION)]
+    total = hashlib.sha256()
+    for path in sorted((path for path in files if path.is_file()), key=lambda path: path.name):
+        with path.open("rb") as stream:
+            total.update(f"{path.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def read_json(directory: Path, file: str) -> dict[str, Any]:
+    """One of a checkpoint's JSON objects; empty where there is no such file."""
+    path = directory / file
+    loaded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _check(name: str, directory: Path) -> None:
+    if missing := [file for file in REQUIRED if not (directory / file).is_file()]:
+        raise ModelNotFound(f"model {name!r} lacks {', '.join(missing)}")
+    if not any(directory.glob(WEIGHTS)):
+        raise ModelNotFound(f"model {name!r} has no safetensors weights; other formats are not loaded")
+    try:
+        kind = read_json(directory, "config.json").get("model_type")
+    except ValueError as exc:
+        raise ModelNotFound(f"the config.json of model {name!r} is not JSON") from exc
+    if kind != "qwen2_5_vl":
+        raise ModelNotFound(f"model {name!r} is not a Qwen2.5-VL checkpoint")
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, *CONFIGURATION]))
+    except Exception as exc:  # the hub client's errors share no base class
+        raise ModelNotFound(f"model {name!r} is neither in the hub's cache nor fetched from the hub") from exc
