@@ -262,7 +262,7 @@ def decode(body: bytes) -> Entry:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise EntryInvalid from exc
-    if encode(entry) != body:
+    if not _is_canonical(raw) or encode(entry) != body:
         raise EntryInvalid
     return entry
 
@@ -275,3 +275,12 @@ def _item(item: ItemPrint) -> dict[str, Any]:
     if item.image:
         told |= {"image": item.image, "bytes": item.bytes}
     return told
+
+
+def _is_canonical(value: object) -> bool:
+    """Only integers, strings, and lists and objects of them."""
+    if isinstance(value, dict):
+        return all(map(_is_canonical, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_canonical, value))
+    return isinstance(value, int | str) and not isinstance(value, bool)

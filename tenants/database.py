@@ -251,19 +251,16 @@ class Database:
     async def transaction(self, tenant: TenantId) -> AsyncIterator[AsyncConnection]:
         """One transaction that sees the rows of `tenant` alone. Commits at the end, rolls back on any error.
 
-        Durable once the block is left. Raises `DatabaseUnavailable`; whether a lost commit happened is not
-        known then. Never hold it across a worker's computation.
+        Durable once the block is left. Raises `DatabaseUnavailable`; whether a lost commit happened is not known
+        then. Never hold it across a worker's computation.
         """
-        async with self._begin() as connection:
-            await connection.execute(
-                text("select set_config('app.tenant_id', :tenant, true)"), {"tenant": str(tenant)}
-            )
+        async with self._begin(str(tenant)) as connection:
             yield connection
 
     @asynccontextmanager
     async def outside_tenants(self) -> AsyncIterator[AsyncConnection]:
         """One transaction with no tenant bound: every table is empty, only look-up functions answer."""
-        async with self._begin() as connection:
+        async with self._begin("") as connection:
             yield connection
 
     async def call(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
@@ -294,12 +291,33 @@ class Database:
         return True
 
     @asynccontextmanager
-    async def _begin(self) -> AsyncIterator[AsyncConnection]:
+    async def _begin(self, tenant: str) -> AsyncIterator[AsyncConnection]:
+        with translated():
+            connection = await self._bind(tenant)
+            try:
+                yield connection
+                await connection.commit()
+            finally:
+                # Rolls back what was not committed. Shielded: a cancelled request gives its connection back too.
+                await asyncio.shield(connection.close())
+
+    async def _bind(self, tenant: str) -> AsyncConnection:
+        """A connection in a transaction that is bound to `tenant`; once again where a pooled one proves dead."""
         if self._engine is None:
             raise DatabaseUnavailable("the database is not open")
-        with translated():
-            async with self._engine.begin() as connection:
-                yield connection
+        for last in (False, True):
+            connection = await self._engine.connect()
+            try:
+                await connection.execute(
+                    text("select set_config('app.tenant_id', :tenant, true)"), {"tenant": tenant}
+                )
+            except BaseException as exc:
+                await asyncio.shield(connection.close())
+                if last or not (isinstance(exc, DBAPIError) and isinstance(driver_error(exc), _LOST)):
+                    raise
+            else:
+                return connection
+        raise AssertionError("unreachable")
 
     @property
     def _call_pool(self) -> asyncpg.Pool[asyncpg.Record]:
@@ -320,9 +338,7 @@ def translated() -> Iterator[None]:
         raise DatabaseUnavailable("no connection became free in time") from exc
     except DBAPIError as exc:
         cause = driver_error(exc)
-        if exc.connection_invalidated or (
-            isinstance(cause, (*_LOST, *_BUSY)) and not isinstance(cause, ValueError)
-        ):
+        if exc.connection_invalidated or _is_outage(cause):
             raise DatabaseUnavailable(f"{type(cause).__name__} from the database") from exc
         raise
     except (*_LOST, *_BUSY) as exc:
@@ -338,7 +354,7 @@ def driver_error(exc: DBAPIError) -> BaseException:
 
 
 def _is_outage(exc: BaseException) -> bool:
-    """ValueError is asyncpg's way to say that an argument has the wrong type: a bug, whatever its base."""
+    """A ValueError among asyncpg's own is a URL that cannot be read: no outage, and waiting does not mend it."""
     return isinstance(exc, (*_LOST, *_BUSY)) and not isinstance(exc, ValueError)
 
 

@@ -191,6 +191,13 @@ class Directory:
             ).all()
         return tuple(_key(row) for row in rows)
 
+    async def find_key_tenant(self, key_id: str) -> TenantId:
+        """Whose key it is, for the platform's own commands. Raises `KeyNotFound`."""
+        rows = await self._database.call("select tenant_id from pericarp.find_key($1)", key_id)
+        if not rows:
+            raise KeyNotFound
+        return TenantId(rows[0]["tenant_id"])
+
     async def revoke_key(self, tenant: TenantId, key_id: str) -> Key:
         """Refuse the key from the next request on. Idempotent: the first time stands.
 

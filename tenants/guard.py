@@ -82,9 +82,8 @@ select format('view %I does not run with its reader''s rights', relname) from pg
 
 async def refuse_unsafe(connection: Connection[Record]) -> None:
     """Raises `UnsafeRole` that names the faults of this connection's role and of the row security."""
-    # The role first: a schema that is not there yet has no faults, a superuser always is one.
-    exists = await connection.fetchval("select to_regnamespace('pericarp') is not null")
-    if not exists:
+    usable = "select coalesce(has_schema_privilege(to_regnamespace('pericarp'), 'USAGE'), false)"
+    if not await connection.fetchval(usable):
         raise SchemaOutdated("the schema is not there yet; run `migrate`")
     faults = [row[0] for row in await connection.fetch(ROLE_FAULTS)]
     faults += [row[0] for row in await connection.fetch(TABLE_FAULTS)]

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,11 @@ import pytest
 from sqlalchemy import make_url
 
 from tenants import embedded
-from tenants.access import Access
+from tenants.access import Access, Caller, Role
 from tenants.audit import Audit
 from tenants.database import Database, Urls, migrate, provision
 from tenants.directory import Directory
+from tenants.policy import Policy
 from tenants.quotas import Quotas
 
 TEMPLATE = "pericarp"
@@ -133,6 +134,96 @@ def audit(database: Database, installation_secrets: Secrets) -> Audit:
 @pytest.fixture
 def quotas(database: Database) -> Quotas:
     return Quotas(database)
+
+
+MakeCaller = Callable[..., Awaitable[Caller]]
+
+
+@pytest.fixture
+def make_caller(directory: Directory, access: Access) -> MakeCaller:
+    """`await make_caller(policy, role)`: a new tenant's new key, authenticated."""
+
+    async def make(policy: Policy | None = None, role: Role = Role.SEARCH) -> Caller:
+        tenant = await directory.create_tenant(f"tenant-{secrets.token_hex(8)}", policy)
+        _, token = await directory.create_key(tenant.id, role)
+        return await access.authenticate(token)
+
+    return make
+
+
+@pytest.fixture
+async def proxy(app_url: str) -> AsyncIterator[Proxy]:
+    """A way to the database that a test can cut or freeze."""
+    with tempfile.TemporaryDirectory(prefix="pericarp-proxy-") as folder:
+        opened = Proxy(app_url, Path(folder))
+        await opened.resume()
+        try:
+            yield opened
+        finally:
+            await opened.cut()
+
+
+class Proxy:
+    """Forwards one unix socket to another: what a dead or a silent database looks like, without harming the real one."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        parsed = make_url(url)
+        port = str(parsed.query.get("port", parsed.port or 5432))
+        self._behind = f"{parsed.query['host']}/.s.PGSQL.{port}"
+        self._front = folder / ".s.PGSQL.5432"
+        self.url = (
+            parsed.difference_update_query(["host", "port"])
+            .update_query_dict({"host": str(folder), "port": "5432"})
+            .render_as_string(hide_password=False)
+        )
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+
+    async def resume(self) -> None:
+        self._flowing.set()
+        if self._server is None:
+            self._server = await asyncio.start_unix_server(self._forward, self._front)
+
+    def freeze(self) -> None:
+        """Connections stay open and new ones are accepted, but nothing passes any more."""
+        self._flowing.clear()
+
+    async def cut(self) -> None:
+        """Close every connection; new ones are refused."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._front.unlink(missing_ok=True)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._flowing.wait()
+            behind_reader, behind_writer = await asyncio.open_unix_connection(self._behind)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._pump(reader, behind_writer))
+                    group.create_task(self._pump(behind_reader, writer))
+            finally:
+                behind_writer.close()
+        except (asyncio.CancelledError, ExceptionGroup, OSError):
+            pass
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65536):
+            await self._flowing.wait()
+            writer.write(chunk)
+            await writer.drain()
+        raise ConnectionResetError  # one side hung up: end the other as well
 
 
 def with_database(url: str, name: str) -> str:

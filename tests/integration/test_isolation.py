@@ -1,0 +1,243 @@
+"""No tenant sees or touches another's rows: by row security itself, and through every method there is."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import asyncpg
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
+
+from tenants.access import Access, Caller, Role, TenantId
+from tenants.audit import Audit, Decision, Entry
+from tenants.database import Database
+from tenants.directory import Directory, Key
+from tenants.errors import KeyNotFound, QuotaExceeded
+from tenants.policy import Policy
+from tenants.quotas import Hold, Quotas
+from tenants.tables import metadata
+from tests.integration.conftest import MakeCaller
+
+TABLES = sorted(metadata.tables.values(), key=lambda table: table.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A tenant with at least one row in every table."""
+
+    caller: Caller
+    key: Key
+    hold: Hold
+    receipt: uuid.UUID
+
+
+@pytest.fixture
+async def residents(
+    directory: Directory, quotas: Quotas, audit: Audit, make_caller: MakeCaller
+) -> AsyncIterator[tuple[Resident, Resident]]:
+    async def settle_in() -> Resident:
+        caller = await make_caller(Policy(concurrent_requests=1))
+        (key,) = await directory.list_keys(caller.tenant)
+        receipt = await audit.record(entry_for(caller, str(uuid.uuid4())))
+        hold = await quotas.hold(caller, str(uuid.uuid4()), images=1)
+        return Resident(caller, key, hold, receipt)
+
+    first, second = await settle_in(), await settle_in()
+    yield first, second
+    for resident in (first, second):
+        await quotas.release(resident.hold)
+
+
+@pytest.fixture
+async def plain(app_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """The runtime role on a connection without our code around it."""
+    connection = await asyncpg.connect(app_url)
+    yield connection
+    await connection.close()
+
+
+def entry_for(caller: Caller, request_id: str) -> Entry:
+    return Entry(
+        request_id, caller.tenant, caller.key_id, caller.role, "rerank", Decision.ANSWERED, "ok", 200
+    )
+
+
+# -- row security itself (facts/tenancy.md §4; the row of the experiment in brackets) -----------------------------
+
+
+async def test_the_owner_without_a_tenant_sees_nothing(
+    owner_url: str, residents: tuple[Resident, Resident]
+) -> None:
+    """[2] FORCE holds for the owner; only the look-up functions' tables have a policy of its own."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        for table in ("quota", "slot", "audit_inbox"):
+            assert await connection.fetchval(f"select count(*) from pericarp.{table}") == 0
+        assert await connection.execute("update pericarp.key set name = 'taken'") == "UPDATE 0"
+        assert await connection.execute("update pericarp.tenant set name = 'taken'") == "UPDATE 0"
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: str(table.name))
+async def test_without_a_tenant_there_are_no_rows(
+    plain: asyncpg.Connection[asyncpg.Record], residents: tuple[Resident, Resident], table: object
+) -> None:
+    """[5, 9, 10] Also on a connection that was bound before: the variable is then '' and not NULL."""
+    count = f"select count(*) from {table}"
+    if str(table) == "pericarp.key_secret":
+        count = f"select count(key_id) from {table}"
+    assert await plain.fetchval(count) == 0
+    for resident in residents:
+        async with plain.transaction():
+            await plain.execute("select set_config('app.tenant_id', $1, true)", str(resident.caller.tenant))
+            assert await plain.fetchval(count) > 0
+        assert await plain.fetchval("select current_setting('app.tenant_id', true)") == ""
+        assert await plain.fetchval(count) == 0
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: str(table.name))
+async def test_a_bound_transaction_sees_its_own_rows_alone(
+    database: Database, residents: tuple[Resident, Resident], table: object
+) -> None:
+    """[6]"""
+    assert hasattr(table, "c")
+    column = table.c.id if table.name == "tenant" else table.c.tenant_id  # type: ignore[attr-defined]
+    for resident in residents:
+        async with database.transaction(resident.caller.tenant) as connection:
+            seen = set((await connection.execute(select(column))).scalars())
+        assert seen == {resident.caller.tenant}
+    async with database.outside_tenants() as connection:
+        assert (await connection.execute(select(column))).all() == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into pericarp.key (tenant_id, id, role) values (:other, 'AAAAAAAAAAAA', 'search')",
+        "insert into pericarp.policy (tenant_id, version, body) values (:other, 99, '{}')",
+        "insert into pericarp.tenant (id, name) values (:other, 'taken')",
+        "insert into pericarp.key_secret (tenant_id, key_id, digest, pepper_version)"
+        " values (:other, 'AAAAAAAAAAAA', sha256('x'), 1)",
+        "insert into pericarp.audit_inbox (tenant_id, request_id, schema_version, body)"
+        " values (:other, gen_random_uuid(), 1, '{}')",
+    ],
+)
+async def test_nothing_is_written_for_another_tenant(
+    database: Database, residents: tuple[Resident, Resident], statement: str
+) -> None:
+    """[7]"""
+    first, second = residents
+    with pytest.raises(DBAPIError, match="row-level security"):
+        async with database.transaction(first.caller.tenant) as connection:
+            await connection.execute(text(statement), {"other": second.caller.tenant})
+
+
+@pytest.mark.parametrize("table", ["key", "key_secret", "policy", "tenant", "quota", "slot", "hold"])
+async def test_no_row_moves_to_another_tenant(
+    database: Database, residents: tuple[Resident, Resident], table: str
+) -> None:
+    """[8] The column is not even granted for updates."""
+    column = "id" if table == "tenant" else "tenant_id"
+    with pytest.raises(DBAPIError, match="permission denied"):
+        async with database.transaction(residents[0].caller.tenant) as connection:
+            await connection.execute(
+                text(f"update pericarp.{table} set {column} = :other"), {"other": residents[1].caller.tenant}
+            )
+
+
+async def test_nothing_leaks_through_a_pooled_connection(
+    app_url: str, residents: tuple[Resident, Resident]
+) -> None:
+    """[11, 12] One connection, bound by turns and left unbound between."""
+    single = Database(app_url, pool_size=1, call_pool_size=1)
+    await single.open()
+    try:
+        for resident in residents * 3:
+            async with single.transaction(resident.caller.tenant) as connection:
+                seen = (await connection.execute(text("select id from pericarp.tenant"))).scalars().all()
+                assert seen == [resident.caller.tenant]
+            with pytest.raises(ZeroDivisionError):
+                async with single.transaction(resident.caller.tenant):
+                    raise ZeroDivisionError
+            async with single.outside_tenants() as connection:
+                assert (await connection.execute(text("select id from pericarp.tenant"))).all() == []
+            await single.call("select pericarp.release($1, $2)", resident.caller.tenant, str(uuid.uuid4()))
+            assert not (await single.call("select current_setting('app.tenant_id', true)"))[0][0]
+    finally:
+        await single.close()
+
+
+async def test_what_fails_is_rolled_back(database: Database, make_caller: MakeCaller) -> None:
+    caller = await make_caller()
+    with pytest.raises(ZeroDivisionError):
+        async with database.transaction(caller.tenant) as connection:
+            await connection.execute(text("update pericarp.key set revoked_at = now()"))
+            raise ZeroDivisionError
+    async with database.transaction(caller.tenant) as connection:
+        assert (await connection.execute(text("select revoked_at from pericarp.key"))).scalars().all() == [
+            None
+        ]
+
+
+# -- through every method ---------------------------------------------------------------------------------------
+
+
+async def test_the_directory_keeps_tenants_apart(
+    directory: Directory, residents: tuple[Resident, Resident]
+) -> None:
+    for mine, theirs in (residents, residents[::-1]):
+        with pytest.raises(KeyNotFound):
+            await directory.revoke_key(mine.caller.tenant, theirs.key.id)
+        assert await directory.list_keys(mine.caller.tenant) == (mine.key,)
+        await directory.set_policy(mine.caller.tenant, Policy(text_length=7))
+        assert await directory.find_policy(theirs.caller.tenant) == theirs.caller.policy
+        await directory.set_policy(mine.caller.tenant, mine.caller.policy)
+        await directory.suspend_tenant(mine.caller.tenant)
+        assert (await directory.find_tenant(theirs.caller.tenant_name)).suspended_at is None
+        await directory.resume_tenant(mine.caller.tenant)
+
+
+async def test_a_key_is_its_own_tenants_alone(directory: Directory, access: Access) -> None:
+    tenants = [await directory.create_tenant(f"keyed-{number}") for number in range(5)]
+    tokens = {tenant.id: (await directory.create_key(tenant.id, Role.SEARCH))[1] for tenant in tenants}
+    for tenant, token in tokens.items():
+        assert (await access.authenticate(token)).tenant == tenant
+
+
+async def test_quotas_keep_tenants_apart(
+    quotas: Quotas, audit: Audit, residents: tuple[Resident, Resident]
+) -> None:
+    for mine, theirs in (residents, residents[::-1]):
+        posing = replace(theirs.hold, tenant=mine.caller.tenant)  # my tenant, their request
+        assert not await quotas.release(posing)
+        await quotas.settle(posing, entry_for(mine.caller, theirs.hold.request_id))
+        with pytest.raises(QuotaExceeded):  # their one slot is still theirs
+            await quotas.hold(theirs.caller, str(uuid.uuid4()), images=0)
+        assert {entry.id for entry in await audit.list_entries(theirs.caller.tenant)} >= {theirs.receipt}
+    again = await quotas.hold(residents[0].caller, residents[0].hold.request_id, images=1)
+    assert (again.slot, again.token) == (residents[0].hold.slot, residents[0].hold.token)
+
+
+async def test_the_same_request_id_of_two_tenants_is_two_requests(
+    quotas: Quotas, make_caller: MakeCaller
+) -> None:
+    """[13] No unique constraint tells one tenant what another has."""
+    request_id = str(uuid.uuid4())
+    first, second = await make_caller(), await make_caller()
+    holds = [await quotas.hold(caller, request_id, images=0) for caller in (first, second)]
+    receipts = [
+        await quotas.settle(hold, entry_for(caller, request_id))
+        for hold, caller in zip(holds, (first, second), strict=True)
+    ]
+    assert receipts[0] != receipts[1]
+
+
+async def test_the_log_keeps_tenants_apart(audit: Audit, residents: tuple[Resident, Resident]) -> None:
+    for mine, theirs in (residents, residents[::-1]):
+        assert [entry.id for entry in await audit.list_entries(mine.caller.tenant)] == [mine.receipt]
+        assert await audit.list_entries(mine.caller.tenant, before=theirs.receipt) == ()
+    assert await audit.list_entries(TenantId(uuid.uuid4())) == ()
