@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from models import DEMO, Item, Job, Pixels
 from service.errors import Overloaded
 from service.fleet.local import LocalFleet
 from tests.integration.fleet_conformance import ACME, BETA, FleetConformance, job, until
@@ -137,7 +138,7 @@ async def test_a_worker_s_environment_holds_what_is_listed_and_nothing_else(
         assert names <= {
             *("PATH", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME", "HF_HOME", "HF_HUB_CACHE"),
             *("XDG_CACHE_HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
-            *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"),
+            *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"),
             *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
         }
         assert "HF_HOME=/nowhere" in environ
@@ -213,6 +214,23 @@ def children() -> set[int]:
             if stat.rpartition(")")[2].split()[1] == str(os.getpid()) and FAKE in command:
                 found.add(int(entry.name))
     return found
+
+
+async def test_the_embedded_model_scores_in_a_confined_worker() -> None:
+    async with running(model=DEMO, worker="service.fleet.worker", device="cpu", threads=1) as fleet:
+        image = Pixels(56, 56, bytes(56 * 56 * 3))
+        texts = (Item("a lychee"), Item("a lychee", image), Item(image=image))
+        scored = await fleet.score(ACME, Job(Item("fruit", image), texts), deadline_s=60)
+        assert len(scored.scores.margins) == 3
+        assert scored.scores.image_tokens > 0
+        assert fleet.card is not None and fleet.card.name == DEMO
+        if os.geteuid() == 0:
+            status = Path(f"/proc/{scored.worker}/status").read_text()
+            assert (
+                "\nUid:\t6" in status
+                and "\nNoNewPrivs:\t1" in status
+                and "\nCapEff:\t0000000000000000" in status
+            )
 
 
 async def test_too_many_tenants_to_keep_warm_are_refused_at_once() -> None:
