@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -44,8 +44,15 @@ class _Slot:
 class Screen:
     """Turns untrusted images into pixels. Belongs to the event loop on which it was started."""
 
-    def __init__(self, *, limits: ImageLimits, children: int, timeout_s: float) -> None:
-        """`timeout_s` is for one image, from when a child takes it."""
+    def __init__(
+        self,
+        *,
+        limits: ImageLimits,
+        children: int,
+        timeout_s: float,
+        told: Callable[[str], None] | None = None,
+    ) -> None:
+        """`timeout_s` is for one image, from when a child takes it; `told` gets each line of a child's stderr."""
         self.limits = limits
         self.timeout_s = timeout_s
         self._launch = Launch(
@@ -63,6 +70,7 @@ class Screen:
             start_s=START_S,
             # A child at work is timed image by image; silence is for one that hangs while idle.
             silence_s=2 * timeout_s + 10.0,
+            told=told,
         )
         self._slots = [_Slot() for _ in range(children)]
         self._idle: asyncio.Queue[_Slot] = asyncio.Queue()
@@ -78,6 +86,7 @@ class Screen:
     async def start(self) -> None:
         """Start every child. Raises ScreeningLost where none comes up."""
         self._open = True
+        self._idle = asyncio.Queue()
         for slot in self._slots:
             self._idle.put_nowait(slot)
         await asyncio.gather(*(self._child_of(slot) for slot in self._slots), return_exceptions=True)

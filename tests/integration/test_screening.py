@@ -254,6 +254,14 @@ async def test_closing_ends_who_waits() -> None:
             os.kill(pid, 0)
 
 
+async def test_a_closed_pool_may_start_again() -> None:
+    screen = Screen(limits=LIMITS, children=1, timeout_s=10.0)
+    for _ in range(2):
+        await screen.start()
+        assert len(await screen.clean([JPEG, PNG])) == 2
+        await screen.close()
+
+
 async def test_a_pool_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nonexistent/python")
     screen = Screen(limits=LIMITS, children=2, timeout_s=1.0)
