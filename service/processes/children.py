@@ -141,6 +141,8 @@ class Child:
         except TimeoutError:
             self._signal_kill()
             await asyncio.shield(self._end)
+        await asyncio.wait({self._tell}, timeout=1.0)
+        self._tell.cancel()
 
     def _check(self) -> None:
         if self.lost.done():
@@ -153,8 +155,7 @@ class Child:
         if self._hello.done() and self.alive:
             return
         self._lose(f"not ready within {self._launch.start_s:g} s")
-        await asyncio.shield(self._end)
-        await asyncio.wait({self._tell}, timeout=1.0)
+        await self.stop()
         last_words = self.stderr[-1] if self.stderr else "no word on stderr"
         raise ChildLost(f"{self.lost.result()}; {_status(self._process.returncode)}; {last_words}")
 
@@ -244,37 +245,36 @@ class Child:
 async def start_child(launch: Launch) -> Child:
     """Start a child and wait until it is ready. Raises ChildLost; however it fails, it leaves no process."""
     ours, theirs = socket.socketpair()
-    try:
+    with theirs:
+        # Connected first: between the child's birth and its `Child`, which reaps it, nothing is awaited.
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
         numbers = {"{fd}": str(theirs.fileno()), "{parent}": str(os.getpid())}
-        process = await asyncio.create_subprocess_exec(
-            *(numbers.get(argument, argument) for argument in launch.argv),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=(theirs.fileno(),),
-            env=dict(launch.environ),
-            start_new_session=True,
-        )
-    except OSError as exc:
-        ours.close()
-        raise ChildLost(f"cannot be started: {type(exc).__name__}") from exc
-    except BaseException:
-        ours.close()  # and a child that did start reads the end of its socket
-        raise
-    finally:
-        theirs.close()
-    try:
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-    except BaseException:
-        ours.close()
-        process.kill()
-        raise
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(numbers.get(argument, argument) for argument in launch.argv),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                env=dict(launch.environ),
+                start_new_session=True,
+            )
+        except OSError as exc:
+            writer.close()
+            raise ChildLost(f"cannot be started: {type(exc).__name__}") from exc
+        except BaseException:
+            writer.close()  # a child that did start reads the end of its socket
+            raise
     child = Child(launch, process, reader, writer)
     try:
         await child._greet()
     except BaseException:
         child.kill("given up")
-        await child.stop()
+        await asyncio.shield(child.stop())
         raise
     return child
 

@@ -92,6 +92,7 @@ async def test_an_idle_worker_or_spare_that_dies_is_replaced_before_it_is_needed
 
 async def test_a_worker_that_hangs_long_past_its_deadline_is_killed() -> None:
     async with running(spare_workers=1, overrun_s=0.3) as fleet:
+        await fleet.score(ACME, job(), deadline_s=20)
         with pytest.raises(DeadlineExceeded):
             await fleet.score(ACME, job("sleep 60"), deadline_s=0.3)
         hung = busy(fleet)
