@@ -71,6 +71,7 @@ def create_app(
         ),
         children=settings.screeners,
         timeout_s=settings.screening_s,
+        told=_hear,
     )
     serving = fleet or LocalFleet(
         model=settings.model,
@@ -121,6 +122,11 @@ def create_app(
     _document(app)
     app.state.fleet = serving
     return app
+
+
+def _hear(line: str) -> None:
+    """What a screening child says on its stderr; it never holds bytes of an image."""
+    log.warning("A screening child says something.", action="child_says", line=line)
 
 
 async def _reap(quotas: Quotas) -> None:

@@ -29,7 +29,7 @@ ACTIONS = frozenset(
         "worker_ready",
         "worker_lost",
         "worker_retire",
-        "child_start",
+        "child_says",
         "child_lost",
         "hold_orphaned",
         "sandbox",
