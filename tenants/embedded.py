@@ -42,6 +42,7 @@ from tenants.postgres_account import (
     carried_binaries,
     guardian,
     keep,
+    make_directory,
     place_of,
     recorded_place,
     socket_directory,
@@ -127,8 +128,7 @@ def running(
 ) -> Iterator[Server]:
     """The server of `home`, started if need be, for as long as the block runs.
 
-    `settings` are Postgres's own; they count only if this call starts the server, and the process list shows
-    them.
+    `settings` are Postgres's own; the process list shows them, and a server that is up already has its own.
     As root, `account` and `outside` say whom it runs as, and where it goes if that one cannot enter `home`.
     Raises an EmbeddedError whose message says what to do; StopFailed on leaving.
     """
@@ -137,10 +137,8 @@ def running(
         place = place_of(home, account, outside)
         held = claim(place.cluster)
         try:
-            if unattended(place.cluster):
+            if unattended(place.cluster) or not _attach(home, place):
                 place = _start(home, place, settings, outside)
-            else:
-                _await_ready(home, place, 0)
             server = _server(home, place)
         except BaseException:
             let_go(held)
@@ -187,16 +185,28 @@ def _prepare(home: Path, settings: Mapping[str, str]) -> Path:
     home = home.absolute()
     # Where we make the home as root, others may cross it (not list it), so that the data can lie in it.
     crossable = 0o711 if os.geteuid() == 0 else 0o700
-    home.mkdir(mode=crossable, parents=True, exist_ok=True)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(home, crossable)
     home = home.resolve()
     if home.stat().st_uid != os.geteuid():
         raise WrongOwner(
             f"{home} belongs to uid {home.stat().st_uid}: run as that user, or choose another home"
         )
-    (home / "postgres").mkdir(mode=crossable, exist_ok=True)
+    make_directory(home / "postgres", crossable)
     for private in ("secrets", "logs"):
-        (home / private).mkdir(mode=0o700, exist_ok=True)
+        make_directory(home / private, 0o700)
     return home
+
+
+def _attach(home: Path, place: Place) -> bool:
+    """Wait for a server that is attended. False if its guardian goes away meanwhile, so that we may start one."""
+    try:
+        _await_ready(home, place, 0)
+    except StartFailed:
+        if not unattended(place.cluster):
+            raise
+        return False
+    return True
 
 
 def _start(home: Path, place: Place, settings: Mapping[str, str], outside: Path) -> Place:

@@ -93,7 +93,7 @@ def place_of(home: Path, account: str, outside: Path) -> Place:
         )
     if os.geteuid() != 0 and place.uid != os.geteuid():
         raise WrongOwner(f"the database in {home} belongs to uid {place.uid}: run as root, which created it")
-    place.cluster.mkdir(mode=0o711, exist_ok=True)
+    make_directory(place.cluster, 0o711)
     return place
 
 
@@ -179,6 +179,15 @@ def hand_over(directory: Path, uid: int, gid: int) -> None:
                 raise DataUnusable(f"{directory} holds a hard link, which initdb does not make: remove it")
             os.chown(name, uid, gid, dir_fd=at, follow_symlinks=False)
     os.chown(directory, uid, gid)
+
+
+def make_directory(directory: Path, mode: int) -> None:
+    """Make it with that very mode, whatever the umask; one that exists keeps its own."""
+    try:
+        directory.mkdir(mode=mode)
+    except FileExistsError:
+        return
+    directory.chmod(mode)
 
 
 def as_account(verb: str, uid: int, gid: int, words: Sequence[str | Path]) -> list[str]:
@@ -273,7 +282,8 @@ def _reaches(uid: int, gid: int, paths: Sequence[Path]) -> bool:
 
 def _make_outside(outside: Path) -> None:
     try:
-        outside.mkdir(mode=0o711, parents=True, exist_ok=True)
+        outside.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(outside, 0o711)
         found = outside.lstat()
     except OSError as exc:
         raise Unreachable(
