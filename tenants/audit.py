@@ -22,12 +22,12 @@ import orjson
 from sqlalchemy import select, tuple_
 
 from tenants import sealing
-from tenants.access import TenantId
 from tenants.errors import EntryInvalid, SealBroken, TenantNotFound
 from tenants.tables import audit_inbox
 from tenants.tables import tenant as tenant_table
 
 if TYPE_CHECKING:
+    from tenants.access import TenantId
     from tenants.database import Database
 
 SCHEMA_VERSION = 1
@@ -65,7 +65,8 @@ class Entry:
     """One decision. Integers and strings only: scores are micro-units, durations microseconds."""
 
     request_id: str
-    tenant: TenantId
+    tenant: UUID
+    """Told, not proven: reading an entry mints no TenantId."""
     key_id: str
     role: str
     operation: str
@@ -240,7 +241,7 @@ def decode(body: bytes) -> Entry:
         raw = orjson.loads(body)
         entry = Entry(
             request_id=raw["request_id"],
-            tenant=TenantId(UUID(raw["tenant"])),
+            tenant=UUID(raw["tenant"]),
             key_id=raw["key_id"],
             role=raw["role"],
             operation=raw["operation"],

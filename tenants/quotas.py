@@ -13,14 +13,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from tenants.access import TenantId
 from tenants.audit import SCHEMA_VERSION, Decision, Entry, encode
 from tenants.errors import QuotaExceeded, RequestTooCostly
 
 if TYPE_CHECKING:
     from asyncpg import Record
 
-    from tenants.access import Caller
+    from tenants.access import Caller, TenantId
     from tenants.database import Database
     from tenants.policy import Policy
 
@@ -144,7 +143,7 @@ class Quotas:
         for row in await self._database.call("select * from pericarp.expired_holds($1)", most):
             entry = Entry(
                 request_id=str(row["request_id"]),
-                tenant=TenantId(row["tenant_id"]),
+                tenant=row["tenant_id"],
                 key_id=row["key_id"],
                 role="",
                 operation="reap",

@@ -28,7 +28,7 @@ ITEMS = st.builds(ItemPrint, text=PRINTS, chars=COUNTS) | st.builds(
 ENTRIES = st.builds(
     Entry,
     request_id=st.uuids().map(str),
-    tenant=st.uuids().map(TenantId),
+    tenant=st.uuids(),
     key_id=SAFE,
     role=SAFE,
     operation=SAFE,

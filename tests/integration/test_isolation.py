@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -21,6 +23,7 @@ from tenants.quotas import Hold, Quotas
 from tenants.tables import metadata
 from tests.integration.conftest import MakeCaller
 
+ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted(metadata.tables.values(), key=lambda table: table.name)
 
 
@@ -181,6 +184,28 @@ async def test_what_fails_is_rolled_back(database: Database, make_caller: MakeCa
         assert (await connection.execute(text("select revoked_at from pericarp.key"))).scalars().all() == [
             None
         ]
+
+
+def test_tenant_ids_are_minted_in_two_places() -> None:
+    """Whoever holds a TenantId got it from a key or from the directory; the type is the first wall."""
+    minted = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("service", "tenants", "models")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "TenantId"
+    }
+    assert minted == {"tenants/access.py", "tenants/directory.py"}
+
+
+def test_only_the_database_module_commits() -> None:
+    committing = {
+        path.name
+        for path in (ROOT / "tenants").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in {"commit", "begin"}
+    }
+    assert committing == {"database.py"}
 
 
 # -- through every method ---------------------------------------------------------------------------------------
