@@ -28,8 +28,8 @@ from models.stock import (
     transformers_logging,
 )
 
-# Tokens of one forward. More is not faster (every product is large enough by then) and holds more memory.
-PACK_TOKENS = 4096
+# Tokens of one forward: every product is large enough by then, and more only holds more memory.
+PACK_TOKENS = 2048
 # Patches of one call of the vision tower: 12 images at the reference's limit, or hundreds of small ones.
 VISION_PATCHES = 65_536
 
@@ -183,22 +183,31 @@ class QwenReranker:
         return features
 
     def _forward(self, each: Pack, features: list[Tensor], memory: attention.PrefixMemory | None) -> Tensor:
-        """Margins [candidates of the pack] in fp32: only score rows meet the head, which is one vector."""
-        language = self._model.model.language_model
+        """Margins [candidates of the pack] in fp32.
+
+        The stock language model's forward, layer by layer, but that from the last layer's attention on only the
+        score rows go further: nobody reads the others. The head is one vector, not a vocabulary.
+        """
+        language: Any = self._model.model.language_model
         hidden = language.embed_tokens(torch.from_numpy(each.ids).to(self._device))  # [tokens, hidden]
         for placed in each.images:
             hidden[placed.start : placed.start + placed.grid.tokens] = features[placed.grid.image].to(
                 hidden.dtype
             )
         layout = attention.Layout.of(each, form=self._form, memory=memory, device=self._device)
-        states = language(
-            inputs_embeds=hidden.unsqueeze(0),
-            position_ids=torch.from_numpy(each.positions).unsqueeze(1).to(self._device),  # [3, 1, tokens]
-            attention_mask={"full_attention": None},  # the layout is the mask
-            use_cache=False,
-            layout=layout,
-        ).last_hidden_state
-        margins: Tensor = states[0, list(each.score_rows)].float() @ self._head
+        hidden = hidden.unsqueeze(0)  # [1, tokens, hidden]
+        positions = torch.from_numpy(each.positions).unsqueeze(1).to(self._device)  # [3, 1, tokens]
+        rotation = language.rotary_emb(hidden, positions)
+        *layers, last = language.layers
+        for layer in layers:
+            hidden = layer(hidden, position_embeddings=rotation, layout=layout)
+        attended, _ = last.self_attn(
+            last.input_layernorm(hidden), position_embeddings=rotation, layout=layout
+        )
+        rows = list(each.score_rows)
+        hidden = hidden[:, rows] + attended[:, rows]  # [1, candidates, hidden]
+        hidden = hidden + last.mlp(last.post_attention_layernorm(hidden))
+        margins: Tensor = language.norm(hidden)[0].float() @ self._head
         return margins
 
     @property
