@@ -29,6 +29,7 @@ from service.errors import BadRequest, BodyTooLarge, DeadlineExceeded, Overloade
 from service.fleet.router import Scored, Ticket, WorkerState
 from service.fleet.seats import Rules, Seat, Seating
 from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
+from service.processes.parent import UNFORESEEN
 from service.processes.wire import (
     SCORING,
     Assign,
@@ -106,6 +107,7 @@ class LocalFleet:
             _environ(threads, offline),
             start_s=start_s,
             silence_s=silence_s,
+            told=self._hear,
         )
         self._log = structlog.get_logger(source="fleet")
         self._starting = 0
@@ -138,7 +140,7 @@ class LocalFleet:
         return tuple(seat.state(now) for seat in self._seating.seats)
 
     async def start(self) -> None:
-        self._open = True
+        self._open, self._starting = True, 0
         self._dispatcher = asyncio.create_task(self._dispatch(), name="fleet")
 
     async def close(self) -> None:
@@ -187,6 +189,7 @@ class LocalFleet:
         finally:
             if self._open:  # a bug of ours: refuse clearly rather than hang
                 self._open, self._reason = False, "the dispatcher broke"
+                self._log.critical("The fleet's dispatcher broke.", action="worker_lost")
                 self._refuse(list(self._seating.lines), *STOPPING)
 
     def _post(self, event: Callable[[], None]) -> None:
@@ -274,8 +277,8 @@ class LocalFleet:
             launch = replace(launch, argv=(*launch.argv, "--uid", str(uid)))
         try:
             child = await start_child(launch)
-        except ChildLost as exc:
-            self._post(partial(self._mourn_start, str(exc)))
+        except Exception as exc:  # noqa: BLE001 - whatever it is, a start that is not counted as failed hangs
+            self._post(partial(self._mourn_start, str(exc) if isinstance(exc, ChildLost) else repr(exc)))
         else:
             self._post(partial(self._welcome, child))
 
@@ -307,6 +310,11 @@ class LocalFleet:
             self._log.warning(
                 "A worker is less confined than it should be.", action="sandbox", missing=broken
             )
+
+    def _hear(self, line: str) -> None:
+        """Log what a worker says of its own bugs; what libraries print might repeat a tenant's text."""
+        if line.startswith(UNFORESEEN):
+            self._log.error("A worker failed in an unforeseen way.", action="request_failed", where=line)
 
     def _mourn_start(self, reason: str) -> None:
         first_s, longest_s = BACK_OFF_S

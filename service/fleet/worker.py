@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from models import Item, Job, JobTooLong, ModelError, ModelFailed, Pixels, Reranker, Scores, load
-from service.processes.parent import Parent, leave, name_process
+from service.processes.parent import UNFORESEEN, Parent, leave, name_process
 from service.processes.sandbox import Confinement, confine
 from service.processes.wire import SCORING, Assign, Failure, Hello, ScoreReply, ScoreRequest, WireError
 
@@ -121,7 +121,7 @@ def _tell(exc: Exception) -> None:
     """What broke, and where, on stderr; never its message, which may repeat what a tenant sent."""
     frames = traceback.extract_tb(exc.__traceback__)[-4:]
     where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
-    print(f"{type(exc).__name__} at {where}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"{UNFORESEEN}{type(exc).__name__} at {where}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

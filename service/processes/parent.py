@@ -17,6 +17,8 @@ from service.processes.sandbox import PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 from service.processes.wire import Beat, Vocabulary, WireError
 
 BEAT_S = 1.0
+UNFORESEEN = "unforeseen: "
+"""Begins a line on stderr that names an error by type and place, never by what was sent: it may be logged."""
 LOST_PARENT = 3
 """Exit status of a child whose parent went away."""
 

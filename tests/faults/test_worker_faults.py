@@ -101,13 +101,18 @@ async def test_a_worker_that_hangs_long_past_its_deadline_is_killed() -> None:
         assert scored.worker != hung and not scored.retried
 
 
-async def test_a_worker_that_fails_in_unforeseen_ways_too_often_gives_up_and_is_replaced() -> None:
+async def test_a_worker_that_fails_in_unforeseen_ways_too_often_gives_up_and_is_replaced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     async with running(spare_workers=1) as fleet:
         first = await fleet.score(ACME, job(), deadline_s=20)
         for _ in range(3):
             with pytest.raises(Exception, match="no usable score"):
-                await fleet.score(ACME, job("raise"), deadline_s=20)
+                await fleet.score(ACME, job("raise over my text"), deadline_s=20)
         assert (await fleet.score(ACME, job(), deadline_s=20)).worker != first.worker
+    logged = "".join(capsys.readouterr())
+    assert "RuntimeError at fake_worker.py" in logged
+    assert "my text" not in logged
 
 
 async def test_when_no_replacement_can_be_started_the_request_is_refused_and_the_rest_serve_on() -> None:

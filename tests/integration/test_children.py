@@ -340,3 +340,36 @@ def test_a_question_and_its_answer_are_quick(run: Run) -> None:
         assert sorted(times_ms)[0] < 10  # some 0.3 ms on a quiet machine
 
     run(play())
+
+
+CONFINED = """
+import os, resource, sys
+from service.processes.sandbox import Confinement, confine
+uid = int(sys.argv[1]) if len(sys.argv) > 1 else None
+for measure in confine(Confinement(uid, open_files=64, address_space_bytes=2**31, cpu_s=60)):
+    print(measure.name, measure.held)
+print(resource.getrlimit(resource.RLIMIT_NOFILE), os.getresuid(), os.getresgid(), os.getgroups())
+print(*(line for line in open("/proc/self/status") if line.startswith(("NoNewPrivs", "CapEff", "CapPrm"))))
+"""
+
+
+def confined(*arguments: str) -> str:
+    command = [sys.executable, "-c", CONFINED, *arguments]
+    return subprocess.run(command, env=bare_environ(), capture_output=True, text=True, check=True).stdout
+
+
+def test_confinement_reports_what_the_kernel_says() -> None:
+    report = confined()
+    for name in ("core", "open_files", "address_space", "cpu", "no_new_privs", "not_dumpable"):
+        assert f"{name} True" in report
+    assert "(64, 64)" in report
+    assert "NoNewPrivs:\t1" in report
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop root")
+def test_a_dropped_user_keeps_nothing_of_root() -> None:
+    report = confined("61999")
+    assert "uid True" in report
+    assert "(61999, 61999, 61999) (61999, 61999, 61999) []" in report
+    assert "CapEff:\t0000000000000000" in report and "CapPrm:\t0000000000000000" in report
+    assert "uid False" in confined("0")  # root is no user to drop to
