@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,46 @@ async def test_a_worker_drops_a_job_whose_deadline_is_past() -> None:
     reply = await child.ask(ScoreRequest(1, ACME, job("sleep 5"), time.monotonic() - 0.1))
     assert reply == Failure(1, "deadline")
     await child.stop()
+
+
+@pytest.mark.parametrize("spare_workers", [0, 2])
+async def test_under_random_kills_and_hang_ups_every_request_ends_and_no_worker_is_shared(
+    spare_workers: int,
+) -> None:
+    dice = random.Random(7)
+    served: dict[int, set[str]] = {}
+    outcomes: Counter[str] = Counter()
+
+    async def ask(fleet: LocalFleet, number: int) -> None:
+        tenant = dice.choice("abcde")
+        texts = ["x" * dice.randrange(9) for _ in range(4)]
+        try:
+            async with asyncio.timeout(dice.choice((0.05, 20, 20, 20))):
+                wait_s = dice.choice((0, 0, 0.02, 0.1))
+                scored = await fleet.score(tenant, job(f"sleep {wait_s}", *texts), deadline_s=15)
+        except (TimeoutError, WorkerLost, Overloaded) as exc:
+            outcomes[type(exc).__name__] += 1
+            return
+        assert scored.scores.margins == tuple(float(len(text)) for text in texts)
+        served.setdefault(scored.worker, set()).add(tenant)
+        outcomes["answered"] += 1
+
+    async def kill(fleet: LocalFleet) -> None:
+        while True:
+            await asyncio.sleep(dice.uniform(0.05, 0.4))
+            workers = fleet.workers()
+            assert sum(state.state == "assigned" for state in workers) <= 3
+            if workers:
+                os.kill(dice.choice(workers).pid, signal.SIGKILL)
+
+    async with running(spare_workers=spare_workers, max_workers=3, patience_s=0.3, queue_limit=30) as fleet:
+        killer = asyncio.create_task(kill(fleet))
+        requests = []
+        for number in range(120):
+            requests.append(asyncio.create_task(ask(fleet, number)))
+            await asyncio.sleep(dice.uniform(0, 0.04))
+        await asyncio.gather(*requests)
+        killer.cancel()
+    assert all(len(tenants) == 1 for tenants in served.values())
+    assert outcomes["answered"] > 60, outcomes
+    assert outcomes["DeadlineExceeded"] == 0
