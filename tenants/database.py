@@ -206,7 +206,7 @@ class Database:
                 await connection.close(timeout=CONNECT_S)
             self._calls = await asyncpg.create_pool(
                 _plain(self._url),
-                min_size=1,
+                min_size=0,  # else a task of the pool keeps logging tracebacks through an outage
                 max_size=self._call_pool_size,
                 reset=_keep_as_is,
                 timeout=CONNECT_S,

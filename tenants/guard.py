@@ -26,6 +26,10 @@ select format('role %I may become %I', session_user, rolname) from pg_roles
  where rolname <> session_user and (rolsuper or rolbypassrls or rolcreaterole)
    and pg_has_role(session_user, oid, 'MEMBER')
 union all
+select format('role %I may not set the role pericarp_quota', session_user)
+ where not exists (
+       select from pg_roles where rolname = 'pericarp_quota' and pg_has_role(session_user, oid, 'SET'))
+union all
 select format('role %I owns, or may become the owner of, %s', session_user, owned.what)
   from (select relowner as owner, format('table %s', oid::regclass) as what
           from pg_class where relnamespace = 'pericarp'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'S')

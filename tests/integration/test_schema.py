@@ -195,6 +195,7 @@ async def test_the_owner_is_refused(owner_url: str) -> None:
         ("grant pericarp_owner to {role}", "may become the owner of"),
         ("grant pericarp_owner to {role} with inherit false", "may become the owner of"),
         ("grant bypasser to {role} with inherit false", "may become bypasser"),
+        ("revoke pericarp_app from {role}; grant usage on schema pericarp to {role}", "may not set the role"),
         ("grant truncate on pericarp.slot to {role}", "can be truncated"),
         ("grant delete on pericarp.audit_inbox to {role}", "the log can be changed"),
     ],
