@@ -25,6 +25,8 @@ class RawItem:
     image: bytes | None = None
     sent_image: str | None = None
     """The image as it was sent, to be repeated where `return_documents` asks for it."""
+    image_where: str | None = None
+    """Names the image to the caller, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)

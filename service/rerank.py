@@ -84,7 +84,7 @@ class Rerank:
         try:
             cleaned = await self.screen.clean([item.image for item in images if item.image is not None])
         except ImageRejected as exc:
-            exc.field = images[exc.index].where if exc.index is not None else None
+            exc.field = images[exc.index].image_where if exc.index is not None else None
             raise
         pixels = {item.where: clean.pixels for item, clean in zip(images, cleaned, strict=True)}
         items = [Item(item.text, pixels.get(item.where)) for item in ask.items]

@@ -15,6 +15,8 @@ from service.asks import Ask, RawItem
 from service.errors import BadRequest
 
 MAX_DOCUMENTS = 1000
+REPEATED_CHARACTERS = 80
+"""Of a field's name or another complaint, so much is repeated to the caller: they may be as long as the body."""
 
 Value = TypeVar("Value", str, int)
 
@@ -168,7 +170,7 @@ def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: i
     top_n = _one_of(request.top_n, request.top_k, "top_n", "top_k") or len(request.documents)
     if top_n > len(request.documents):
         raise BadRequest(
-            f"top_n is {top_n} but there are {len(request.documents)} documents; ask for at most that many.",
+            f"There are only {len(request.documents)} documents; ask for at most that many results.",
             field="top_n" if request.top_n is not None else "top_k",
             limit=len(request.documents),
         )
@@ -188,7 +190,7 @@ def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: i
     if len(ask.images) > images_limit:
         raise BadRequest(
             f"At most {images_limit} images fit into one request of this tenant, query included; send fewer.",
-            field=ask.images[images_limit].where,
+            field=ask.images[images_limit].image_where,
             limit=images_limit,
         )
     return ask, request.model
@@ -213,7 +215,9 @@ def _item(side: str | TextAndImage | Content, where: str, text_length: int) -> R
         _check_text(text, where, text_length)
     if image is None and (text is None or not text.strip()):
         raise BadRequest(f"{where} is empty; give it a text, an image, or both.", field=where)
-    return RawItem(where, text or None, None if image is None else _image_bytes(image, image_field), image)
+    if image is None:
+        return RawItem(where, text)
+    return RawItem(where, text or None, _image_bytes(image, image_field), image, image_field)
 
 
 def _parts(side: Content, where: str) -> tuple[str | None, str | None, str]:
@@ -286,7 +290,7 @@ def _complaint(exc: ValidationError) -> BadRequest:
         case "too_long":
             detail = f"{field} is too long; at most {limit} fit into one request. Send them in several."
         case _:
-            detail = f"{field or 'The body'}: {error['msg']}."
+            detail = f"{field or 'The body'}: {error['msg'][: 2 * REPEATED_CHARACTERS]}."
     return BadRequest(detail, field=field or None, limit=limit)
 
 
@@ -297,4 +301,4 @@ def _field(location: tuple[int | str, ...]) -> str:
         if before == "query" or (isinstance(before, int) and isinstance(part, str)):
             continue
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
-    return field
+    return field if len(field) <= REPEATED_CHARACTERS else f"{field[:REPEATED_CHARACTERS]}…"
