@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -61,7 +63,12 @@ def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
         )
     )
     log.info("starting", action="service_start", model=settings.model)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    # Uvicorn ends by raising the signal that stopped it once more: as an exception, so that we end by ourselves.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(_serve(server, app.state.fleet, settings, key))
     if not server.started:
         sys.exit(1)
