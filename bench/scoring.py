@@ -43,30 +43,19 @@ CANDIDATES = 32
 CANDIDATE_TOKENS = (26, 206)
 BATCHES = (8, 16, 32)
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.5}
-WORDS = [
-    "red",
-    "shoe",
+WORDS = (
+    "red shoe",
     "price",
-    "wooden",
-    "table",
+    "wooden table",
     "红色",
     "的",
     "鞋",
-    "picture",
-    "of",
-    "a",
-    "dog",
-    "near",
-    "water,",
+    "a dog",
+    "near water,",
     "(new)",
     "2024.",
-    "what",
-    "is",
-    "the",
-    "best",
-    "way",
-    "to",
-]
+    "what is the",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,10 +58,11 @@ class Sheet:
 class Prompt:
     """The template over one checkpoint's tokenizer.
 
-    `yes` and `no` are the ids of the two answers; `controls` maps every added token to its id.
+    `yes` and `no` are the ids of the two answers; `controls` maps every added token to its id; every id is below
+    `vocabulary`.
     """
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str | bytes) -> None:
         """Raises `ModelFailed` where the tokenizer is not one of Qwen's kind."""
         try:
             state: dict[str, Any] = json.loads(tokenizer_json)
@@ -76,6 +77,7 @@ class Prompt:
         except Exception as exc:  # tokenizers raises it bare
             raise ModelFailed("the checkpoint's tokenizer.json is not a Qwen tokenizer") from exc
         self._control_ids = frozenset(self.controls.values())
+        self.vocabulary = 1 + max(*self._control_ids, *self._plain.get_vocab().values())
         self._check_seam()
         self.yes, self.no = self._answer("yes"), self._answer("no")
         newline = self._encode("\n")
@@ -91,7 +93,7 @@ class Prompt:
     @classmethod
     def load(cls, directory: Path) -> Prompt:
         """Read `tokenizer.json` of a checkpoint directory."""
-        return cls((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        return cls((directory / "tokenizer.json").read_bytes())
 
     def write(self, job: Job, grids: Mapping[Pixels, Grid], *, context_tokens: int) -> Sheet:
         """Write `job` into the template; `grids` says how many visual tokens each of its images is.

@@ -108,7 +108,11 @@ class QwenReranker:
             merge=vision.spatial_merge_size,
             temporal_patch=vision.temporal_patch_size,
         )
-        return cls(model, Prompt.load(checkpoint.directory), preparer, card)
+        prompt = Prompt.load(checkpoint.directory)
+        image_pad = prompt.controls["<|image_pad|>"]
+        if prompt.vocabulary > text.vocab_size or model.config.image_token_id != image_pad:
+            raise ModelFailed(f"the tokenizer of model {name!r} is not the one of its weights")
+        return cls(model, prompt, preparer, card)
 
     @property
     def card(self) -> ModelCard:

@@ -77,10 +77,10 @@ def _check(name: str, directory: Path) -> None:
     if not any(directory.glob(WEIGHTS)):
         raise ModelNotFound(f"model {name!r} has no safetensors weights; other formats are not loaded")
     try:
-        kind = read_json(directory, "config.json").get("model_type")
+        config, _ = (read_json(directory, file) for file in ("config.json", "preprocessor_config.json"))
     except ValueError as exc:
-        raise ModelNotFound(f"the config.json of model {name!r} is not JSON") from exc
-    if kind != "qwen2_5_vl":
+        raise ModelNotFound(f"the configuration of model {name!r} is not JSON") from exc
+    if config.get("model_type") != "qwen2_5_vl":
         raise ModelNotFound(f"model {name!r} is not a Qwen2.5-VL checkpoint")
 
 

@@ -232,7 +232,7 @@ def test_a_tokenizer_of_another_kind_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ModelFailed, match="split words"):
         Prompt(make_tokenizer(pattern=None).to_str())
     with pytest.raises(ModelFailed, match="not a Qwen tokenizer"):
-        Prompt("{}")
+        Prompt(b"\xff{")
     with pytest.raises(ModelFailed, match="not a Qwen tokenizer"):
         Prompt(tokenizer.to_str().replace("image_pad", "picture"))
     with pytest.raises(ModelFailed, match="no single token 'yes'"):

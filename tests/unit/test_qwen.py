@@ -21,20 +21,7 @@ from models.stock import fetch_image
 from tests.tiny_qwen import ADDED, SPECIAL, save_checkpoint
 
 TOLERANCE = 1e-4  # |Δ(z_yes - z_no)| in fp32
-WORDS = [
-    "red",
-    "shoe",
-    "红色的鞋",
-    "?",
-    "document:",
-    "the",
-    "of",
-    "(text)",
-    "\n",
-    "image",
-    "<|im_end|>",
-    "文",
-]
+WORDS = ("red", "shoe", "红色的鞋", "?", "document:", "the", "(text)", "\n", "<|im_end|>", "文")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -182,6 +169,7 @@ def test_only_pictures_reach_the_unsafe_reader(
         return fetch_image(element, image_patch_size=image_patch_size)
 
     monkeypatch.setattr("models.images.fetch_image", watching)
+    monkeypatch.setattr("socket.socket", lambda *_, **__: pytest.fail("a socket was opened"))
     rng = random.Random(9)
     reranker.score(Job(Item("file:///etc/passwd", image(rng)), (Item("https://example.org/a.png"),)))
     assert len(given) == 1
@@ -261,6 +249,13 @@ def test_weights_that_are_not_whole_are_refused(checkpoint: Path, tmp_path: Path
         QwenReranker.load(str(tmp_path), device="cpu")
     (tmp_path / "model.safetensors").write_bytes(b"no header")
     with pytest.raises(ModelFailed, match="cannot be loaded"):
+        QwenReranker.load(str(tmp_path), device="cpu")
+
+
+def test_a_tokenizer_of_other_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    shutil.copy(weights.DEMO_DIRECTORY / "tokenizer.json", tmp_path)
+    with pytest.raises(ModelFailed, match="tokenizer"):
         QwenReranker.load(str(tmp_path), device="cpu")
 
 

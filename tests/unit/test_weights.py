@@ -60,6 +60,12 @@ def test_another_kind_of_model_is_refused(checkpoint: Path, config: str) -> None
         weights.find(str(checkpoint))
 
 
+def test_a_broken_image_configuration_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ModelNotFound, match="not JSON"):
+        weights.find(str(checkpoint))
+
+
 @pytest.mark.parametrize(
     "name", ["", "no-such-model", "../../etc/passwd", "a/b/c", "https://example.org/m", "a/../b"]
 )
