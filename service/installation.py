@@ -44,7 +44,8 @@ def opened(settings: Settings) -> Iterator[Installation]:
     running Postgres.
     """
     home = settings.home.resolve()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # As root, Postgres runs as somebody who must get through to the data, if not see what lies beside it.
+    home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     keep = home / "secrets"
     keep.mkdir(mode=0o700, exist_ok=True)
     pepper = _keep_secret(keep / "pepper")
