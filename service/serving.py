@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from service.app import create_app
+from service.processes.sandbox import PR_SET_DUMPABLE, prctl
 from service.watch.logs import configure, get_logger
 from tenants.access import Access, Role
 from tenants.database import Database
@@ -40,6 +41,7 @@ log = get_logger(__name__)
 def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
     """Serve until SIGTERM or SIGINT, then let answers under way end. Raises SystemExit(1) if it cannot start."""
     configure(settings.log_level)
+    prctl(PR_SET_DUMPABLE, 0)  # no other process of our user reads our memory, and no core file keeps it
     key, keep_warm = asyncio.run(_look_up(settings, installation, demo=demo))
     if len(keep_warm) > settings.max_workers:
         sys.exit(
