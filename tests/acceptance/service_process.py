@@ -125,6 +125,16 @@ class Service:
         """The processes that the gateway itself started and that still live."""
         return [process for process in processes() if process.parent == self.process.pid]
 
+    def orphans(self) -> list[Process]:
+        """Children of the gateway, also where it is gone: each has its parent's pid in its arguments."""
+        pid = str(self.process.pid)
+        return [
+            each
+            for each in processes()
+            if re.search(r"service\.(fleet\.worker|screening\.child)", each.command)
+            and pid in each.command.split()
+        ]
+
     def workers(self) -> list[Process]:
         return [child for child in self.children() if "service.fleet.worker" in child.command]
 

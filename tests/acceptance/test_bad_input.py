@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.acceptance.service_process import Service, Tenant, found
+from tests.acceptance.service_process import Service, Tenant
 from tests.assets.images import animation, encode, huge_png, photo
 from tests.conftest import BODY_LIMIT_BYTES, IMAGE_LIMIT_BYTES
 
@@ -336,30 +335,3 @@ def test_the_names_of_unknown_fields_come_back_cut_short(service: Service) -> No
 
 def test_a_tenant_without_a_word_of_wrong_is_answered_right_after(service: Service, sent: Sent) -> None:
     assert service.rerank({"query": "q", "documents": ["a"]}).status_code == 200
-
-
-def test_a_huge_body_is_refused_before_it_is_sent(service: Service) -> None:
-    status, told = converse(
-        service, f"Authorization: Bearer {service.key}\r\nContent-Length: 99999999999\r\n"
-    )
-    assert status == 413
-    assert told["limit"] == BODY_LIMIT_BYTES
-
-
-def converse(service: Service, headers: str, sends: bytes = b'{"query"') -> tuple[int, dict[str, Any]]:
-    """Send headers and the beginning of a body that never goes on; what comes back nonetheless."""
-    host, port = found(r"[0-9.]+:\d+", service.url).split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as line:
-        line.sendall(f"POST /v1/rerank HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n".encode() + sends)
-        heard = b""
-        while b"\r\n\r\n" not in heard or len(heard.partition(b"\r\n\r\n")[2]) < length_of(heard):
-            piece = line.recv(65536)
-            if not piece:
-                break
-            heard += piece
-    head, _, body = heard.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)
-
-
-def length_of(heard: bytes) -> int:
-    return int(found(r"content-length: (\d+)", heard.decode().lower()).split()[1])

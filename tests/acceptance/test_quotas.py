@@ -1,0 +1,103 @@
+"""Limits of a tenant, exact under load: what is let in, what is refused, and that a refusal costs nothing."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+
+import httpx
+
+from tests.acceptance.service_process import Service
+from tests.assets.images import encode, photo
+
+ASK: object = {"query": "q", "documents": ["a", "b"]}
+PICTURE = {"image": base64.b64encode(encode(photo(40, 40), "PNG")).decode()}
+
+
+def images(count: int) -> object:
+    return {"query": "q", "documents": [PICTURE] * count}
+
+
+def check_used_up(answer: httpx.Response, *violated: str, at_most_s: int) -> None:
+    assert answer.status_code == 429, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    told = answer.json()
+    assert told["code"] == "quota_exceeded"
+    assert told["type"] == "https://iana.org/assignments/http-problem-types#quota-exceeded"
+    assert told["violated-policies"] == list(violated)
+    assert 1 <= int(answer.headers["Retry-After"]) <= at_most_s
+    assert f"in {answer.headers['Retry-After']} s" in told["detail"]
+    assert all(name in told["detail"] for name in violated)
+
+
+def test_a_new_tenant_has_20_images_a_minute_and_a_refused_request_costs_none(service: Service) -> None:
+    tenant = service.make_tenant("pictures")
+    too_many = service.rerank(images(21), tenant.key)
+    assert too_many.status_code == 422
+    assert (too_many.json()["limit"], too_many.json()["field"]) == (20, "documents[20].image")
+    assert service.rerank(images(12), tenant.key).status_code == 200
+    for _ in range(3):
+        check_used_up(service.rerank(images(15), tenant.key), "images", at_most_s=60)
+    assert service.rerank(images(8), tenant.key).status_code == 200, "the refused ones took nothing"
+    check_used_up(service.rerank(images(20), tenant.key), "images", at_most_s=60)
+    assert service.rerank(ASK, tenant.key).status_code == 200, "text is not held up by images"
+    entries = service.entries(tenant.name)
+    assert Counter(entry["code"] for entry in entries) == {
+        "invalid_request": 1,
+        "ok": 3,
+        "quota_exceeded": 4,
+    }
+    assert {entry["decision"] for entry in entries if entry["code"] == "quota_exceeded"} == {"refused"}
+
+
+def test_a_burst_lets_in_exactly_its_number_of_parallel_requests(service: Service) -> None:
+    tenant = service.make_tenant("burst")
+    told = service.tell(
+        *("tenant", "policy", tenant.name),
+        *("requests_per_minute=1", "request_burst=7", "concurrent_requests=20"),
+    )
+    assert (told["requests_per_minute"], told["request_burst"], told["concurrent_requests"]) == (1, 7, 20)
+    for _ in range(3):  # wrong requests are no use of the limit
+        assert service.rerank({"query": "q"}, tenant.key).status_code == 422
+    answers = service.rerank_at_once([ASK] * 20, tenant.key)
+    assert Counter(answer.status_code for answer in answers) == {200: 7, 429: 13}
+    for answer in answers:
+        if answer.status_code == 429:
+            check_used_up(answer, "requests", at_most_s=60)
+    entries = service.entries(tenant.name)
+    assert Counter(entry["code"] for entry in entries) == {
+        "ok": 7,
+        "quota_exceeded": 13,
+        "invalid_request": 3,
+    }
+    assert {entry["request_id"] for entry in entries} >= {
+        answer.headers["X-Request-Id"] for answer in answers
+    }
+
+
+def test_a_new_tenant_has_five_requests_at_once_and_another_tenant_notices_nothing(service: Service) -> None:
+    tenant = service.make_tenant("crowd")
+    assert service.rerank(ASK, tenant.key).status_code == 200
+    worker = service.worker_of(tenant)
+    os.kill(worker.pid, signal.SIGSTOP)  # so that nothing ends before all have asked
+    try:
+        with ThreadPoolExecutor(20) as pool:
+            asked = [pool.submit(service.rerank, ASK, tenant.key) for _ in range(20)]
+            waiting = as_completed(asked)
+            refused = [next(waiting).result() for _ in range(15)]
+            neighbour = service.rerank(ASK)
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGCONT)
+            answered = [one.result() for one in waiting]
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGCONT)
+    for answer in refused:
+        check_used_up(answer, "concurrency", at_most_s=120)
+    assert neighbour.status_code == 200
+    assert [answer.status_code for answer in answered] == [200] * 5
+    assert service.rerank(ASK, tenant.key).status_code == 200, "every slot is free again"
