@@ -25,12 +25,10 @@ ACTIONS = frozenset(
         "request",
         "request_failed",
         "entry_failed",
-        "worker_start",
         "worker_ready",
         "worker_lost",
         "worker_retire",
         "child_says",
-        "child_lost",
         "hold_orphaned",
         "sandbox",
     }
