@@ -269,6 +269,7 @@ def serving(home: Path, *arguments: str, **settings: str) -> Iterator[Service]:
         yield await_ready(service)
     finally:
         put_down(service)
+    assert service.process.returncode in (0, -signal.SIGKILL), service.stderr[-3000:]
 
 
 def put_down(service: Service) -> None:
