@@ -17,10 +17,8 @@ SERVICE = Path(logs.__file__).parents[1]
 METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
 
 
-@pytest.fixture
-def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """The log as the service sets it up, on the stderr of the test."""
-    configure("info")
+@pytest.fixture(autouse=True)
+def _leave_no_log_behind() -> Iterator[None]:
     yield
     structlog.reset_defaults()
 
@@ -59,8 +57,8 @@ def test_a_line_s_sentence_is_fixed_and_holds_no_value() -> None:
         assert len(call.args) == 1, where
 
 
-@pytest.mark.usefixtures("configured")
 def test_a_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info")
     get_logger("here").warning("a sentence", action="sandbox", missing=["uid"], text='"quoted"\nline')
     (line,) = capsys.readouterr().err.splitlines()
     told = json.loads(line)
@@ -75,15 +73,15 @@ def test_a_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-@pytest.mark.usefixtures("configured")
 def test_below_its_level_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info")
     get_logger("here").debug("a sentence", action="sandbox")
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("configured")
 @pytest.mark.parametrize("action", ["made_up", "", None])
 def test_an_action_that_is_not_on_the_list_is_refused(action: str | None) -> None:
+    configure("info")
     with pytest.raises(ValueError, match="without a known action"):
         get_logger("here").info("a sentence", action=action)
 
