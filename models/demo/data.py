@@ -28,6 +28,27 @@ HELD_SHARE = 0.05
 PHOTOS = frozenset({"caltech101", "clothing", "grocery", "grocery-iconic"})
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+# How people ask for a picture: of a drawing, of a photo, in Chinese.
+PHRASES_EN = (
+    (
+        "{} emoji",
+        "an emoji of {}",
+        "a drawing of {}",
+        "icon of {}",
+        "a picture of {}",
+        "{} symbol",
+        "show me {}",
+    ),
+    (
+        "photo of {}",
+        "a picture of {}",
+        "{} photo",
+        "show me {}",
+        "an image with {}",
+        "there is {} in the picture",
+    ),
+)
+PHRASES_ZH = ("{}的图片", "一张{}的图片", "{}的照片", "{}表情", "画着{}的图", "图中有{}")
 
 
 @dataclass(slots=True)
@@ -61,7 +82,7 @@ class Corpus:
 
 def load_corpus(folder: Path, cache: Path, *, with_pixels: bool = True) -> Corpus:
     """Read the captions and decode the images (once; then mapped from `cache`)."""
-    records = _read_lines(folder / "image_text.jsonl.gz")
+    records = read_lines(folder / "image_text.jsonl.gz")
     concepts: dict[str, Concept] = {}
     concept_of: list[int] = []
     order: dict[str, int] = {}
@@ -87,7 +108,7 @@ def load_corpus(folder: Path, cache: Path, *, with_pixels: bool = True) -> Corpu
         concept.held = True
     sources = [record["source"] for record in records]
     train = [i for i in range(len(records)) if sources[i] != HELD_VENDOR and not listed[concept_of[i]].held]
-    texts = _read_lines(folder / "text_text.jsonl.gz")
+    texts = read_lines(folder / "text_text.jsonl.gz")
     glosses = [(t["a"], t["b"], t["group"]) for t in texts if t["source"].startswith("wordnet")]
     pairs = [(t["a"], t["b"]) for t in texts if not t["source"].startswith("wordnet")]
     pixels = (
@@ -96,6 +117,12 @@ def load_corpus(folder: Path, cache: Path, *, with_pixels: bool = True) -> Corpu
         else np.zeros((0, 1, 1, 4), np.uint8)
     )
     return Corpus(listed, np.array(concept_of), sources, np.array(train), pixels, glosses, pairs)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl.gz file."""
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
 
 
 def list_texts(corpus: Corpus) -> list[str]:
@@ -128,6 +155,8 @@ def pick_caption(concept: Concept, rng: random.Random, *, zh: float = 0.4) -> st
         if roll < 0.8:
             chosen.insert(0, rng.choice(names))
         text = ("、" if chinese else rng.choice((", ", " "))).join(chosen)
+    if rng.random() < 0.12:
+        text = rng.choice(PHRASES_ZH if chinese else PHRASES_EN[concept.kind == "photo"]).format(text)
     return vary_case(text, rng)
 
 
@@ -253,11 +282,6 @@ def augment_images(
 
 def _extend(known: list[str], new: list[str]) -> None:
     known += [text.strip() for text in new if text and text.strip() and text.strip() not in known]
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
 
 
 def _load_pixels(folder: Path, cache: Path, names: list[str]) -> NDArray[np.uint8]:

@@ -8,17 +8,20 @@ images; a phase ends when its accuracy is reached, or its share of the stage is 
 from __future__ import annotations
 
 import random
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from models.demo.data import Corpus, augment_images, resize_images
-from models.demo.model import Model, Packed, encode_images
+from models.demo.model import UNIT, Model, Packed, encode_images
 
-CLEAN, VIEWED = (4, 4), (3, 3)  # visual tokens of the two kept views: 112 px on white, and 84 px augmented
+CLEAN, VIEWED = (112, 112), (84, 84)  # height and width in pixels of a kept view: on white, or augmented
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def _mix(**percent: int) -> dict[str, float]:
 
 
 PHASES = (
-    Phase("identity", {"same": 0.85, "words": 0.15}, 12, 8, 0.0, 0.88, 0.12),
+    Phase("identity", {"same": 0.85, "words": 0.15}, 12, 8, 0.0, 0.88, 0.16),
     Phase("paraphrase", {"same": 0.15, "words": 0.5, "gloss": 0.15, "show": 0.2}, 12, 8, 0.1, 0.62, 0.12),
     Phase(
         "images",
@@ -73,42 +76,44 @@ SHAPES = ((112, 112), (112, 112), (112, 112), (84, 84), (84, 112), (112, 84))  #
 
 
 class Views:
-    """Visual tokens of every image, computed once by a tower that stands still: [images, tokens, hidden] each."""
+    """Visual tokens of `images`, computed once by a tower that stands still: one view each, clean or augmented."""
 
-    def __init__(self, model: Model, corpus: Corpus, seed: int) -> None:
+    def __init__(self, model: Model, corpus: Corpus, images: Sequence[int], seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        clean, viewed = [], []
-        images = np.arange(len(corpus.concept_of))
+        rng = random.Random(seed)
+        self._kept: dict[int, Tensor] = {}
+        clean = {image for image in images if rng.random() < 0.4}
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            for start in range(0, len(images), 256):
-                part = images[start : start + 256]
-                clean.append(encode_images(model, resize_images(corpus.pixels[part], 112, 112)).half())
-                viewed.append(encode_images(model, augment_images(corpus, part, 84, 84, generator)).half())
-        self._tables = (torch.cat(clean), torch.cat(viewed))
+            for part in _split(sorted(clean), 256):
+                tokens = encode_images(model, resize_images(corpus.pixels[part], *CLEAN))
+                self._kept.update(zip(part.tolist(), tokens.float(), strict=True))
+            for part in _split(sorted(set(images) - clean), 256):
+                tokens = encode_images(model, augment_images(corpus, part, *VIEWED, generator))
+                self._kept.update(zip(part.tolist(), tokens.float(), strict=True))
 
-    def choose(self, rng: random.Random) -> dict[int, int]:
-        """A memory of which view an image has in this step, filled by `grid`."""
-        return _Choice(rng)
+    def measure(self, image: int) -> tuple[int, int]:
+        """Height and width of the kept view, in visual tokens."""
+        height, width = CLEAN if len(self._kept[image]) == CLEAN[0] * CLEAN[1] // UNIT**2 else VIEWED
+        return height // UNIT, width // UNIT
 
-    def gather(self, packed: Packed, choice: dict[int, int]) -> Tensor:
+    def gather(self, packed: Packed) -> Tensor:
         """The visual tokens of `packed.slots`, in order. [slots, hidden]"""
-        parts = [self._tables[choice[image]][image].float() for image in packed.images]
-        return torch.cat(parts) if parts else torch.zeros(0, self._tables[0].shape[-1])
+        parts = [self._kept[image] for image in packed.images]
+        return torch.cat(parts) if parts else torch.zeros(0)
 
 
-class _Choice(dict[int, int]):
-    def __init__(self, rng: random.Random) -> None:
-        super().__init__()
-        self._rng = rng
+def choose_images(corpus: Corpus, seed: int, most: int = 16) -> list[int]:
+    """Training images, at most `most` of a concept: enough to learn comparing from."""
+    rng = random.Random(seed)
+    kept: dict[int, list[int]] = defaultdict(list)
+    for image in rng.sample(corpus.train_images.tolist(), len(corpus.train_images)):
+        if len(kept[corpus.concept_of[image]]) < most:
+            kept[corpus.concept_of[image]].append(image)
+    return [image for images in kept.values() for image in images]
 
-    def __missing__(self, image: int) -> int:
-        self[image] = view = int(self._rng.random() < 0.6)
-        return view
 
-
-def grid_of(choice: dict[int, int], image: int) -> tuple[int, int]:
-    """Height and width in visual tokens of the view that `image` has in this step."""
-    return (CLEAN, VIEWED)[choice[image]]
+def _split(images: Sequence[int], size: int) -> list[NDArray[np.int64]]:
+    return [np.array(images[start : start + size]) for start in range(0, len(images), size)]
 
 
 def scale_visual_tokens(model: Model, corpus: Corpus) -> float:

@@ -48,8 +48,11 @@ class Tasks:
         for index, (_, _, group) in enumerate(corpus.glosses):
             self._glosses[group].append(index)
         self._concepts_with: dict[str, list[int]] = defaultdict(list)
-        for concept in self._by_concept:
-            for word in self._list_keywords(corpus.concepts[concept]):
+        self._keywords_of = {
+            concept: self._list_keywords(corpus.concepts[concept]) for concept in self._by_concept
+        }
+        for concept, words in self._keywords_of.items():
+            for word in sorted(words):
                 self._concepts_with[word].append(concept)
         self._keywords = sorted(w for w, c in self._concepts_with.items() if 2 <= len(c) <= 150)
         self._makers: Mapping[str, Callable[[random.Random, int, float], Row]] = {
@@ -139,15 +142,25 @@ class Tasks:
 
     def _make_keyword(self, rng: random.Random, count: int, hard: float) -> Row:
         word = rng.choice(self._keywords)
+        words = {word}
         right = self._concepts_with[word]
+        if rng.random() < 0.4:  # two keywords of one concept, as in "red fruit"; one of them alone is wrong
+            words |= {rng.choice(sorted(self._keywords_of[rng.choice(right)]))}
+            right = [concept for concept in right if words <= self._keywords_of[concept]]
         chosen = rng.sample(right, min(len(right), rng.randint(1, 3)))
         kind = self._corpus.concepts[chosen[0]].kind
+        near = [c for one in sorted(words) for c in self._concepts_with[one]]
         labels = [1.0] * len(chosen)
         while len(chosen) < count:
-            concept = rng.choice(self._by_kind[kind])
-            if word not in self._list_keywords(self._corpus.concepts[concept]):
+            concept = (
+                rng.choice(near) if len(words) > 1 and rng.random() < 0.3 else rng.choice(self._by_kind[kind])
+            )
+            if not words <= self._keywords_of[concept] and concept not in chosen:
                 chosen.append(concept)
                 labels.append(0.0)
+        asked = (" " if not any(map(_is_chinese, words)) else "").join(
+            sorted(words, key=lambda _: rng.random())
+        )
         pictures = rng.random() < 0.6
         entries = [
             Entry(image=rng.choice(self._by_concept[concept])) if pictures
@@ -155,7 +168,7 @@ class Tasks:
                                   else self._corpus.concepts[concept].en))
             for concept in chosen
         ]  # fmt: skip
-        return Row(Entry(vary_case(word, rng)), tuple(entries), tuple(labels))
+        return Row(Entry(vary_case(asked, rng)), tuple(entries), tuple(labels))
 
     def _draw_concepts(self, rng: random.Random, count: int, hard: float) -> list[int]:
         roll = rng.random()

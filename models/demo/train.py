@@ -38,8 +38,8 @@ from models.demo.tokenizer import save_tokenizer, train_tokenizer
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
-SHARES = {"vision": 0.49, "listwise": 0.295, "joint": 0.215}
-SAVE_EVERY_S, EVALUATE_EVERY_S, LOG_EVERY_STEPS = 120.0, 240.0, 20
+SHARES = {"vision": 0.39, "listwise": 0.36, "joint": 0.25}
+SAVE_EVERY_S, EVALUATE_EVERY_S, LOG_EVERY_STEPS = 120.0, 360.0, 20
 
 
 @dataclass(slots=True)
@@ -178,7 +178,7 @@ def train_vision(run: Run, batch: int) -> None:
     while share < 1.0:
         rng = np.random.default_rng((run.seed, run.step))
         gen = torch.Generator().manual_seed(run.seed * 1_000_003 + run.step)
-        side = 56 if share < 0.35 else 84 if share < 0.82 else 112
+        side = 56 if share < 0.35 else 84 if share < 0.88 else 112
         shape = (side, side)
         if side > 56 and rng.random() < 0.2:
             shape = (side, side - 28) if rng.random() < 0.5 else (side - 28, side)
@@ -212,10 +212,11 @@ def train_listwise(run: Run) -> None:
         run.log(scaled=round(listwise.scale_visual_tokens(run.model, run.corpus), 4))
         run.save()
     began = time.monotonic()
-    views = listwise.Views(run.model, run.corpus, run.seed)
-    run.log(views_s=round(time.monotonic() - began, 1))
+    images = listwise.choose_images(run.corpus, run.seed)
+    views = listwise.Views(run.model, run.corpus, images, run.seed)
+    run.log(views=len(images), views_s=round(time.monotonic() - began, 1))
     run.spend()
-    drawer = tasks.Tasks(run.corpus, run.corpus.train_images.tolist())
+    drawer = tasks.Tasks(run.corpus, images)
     at, entered, hits, share = (
         int(run.best),
         run.elapsed_s / run.budget_s,
@@ -228,10 +229,9 @@ def train_listwise(run: Run) -> None:
         rng = random.Random(run.seed * 1_000_003 + run.step)
         names = rng.choices(list(phase.mix), list(phase.mix.values()), k=phase.rows)
         rows = [drawer.make(name, rng, phase.candidates, phase.hard) for name in names]
-        choice = views.choose(rng)
-        packed = run.packer.pack(rows, lambda image, choice=choice: listwise.grid_of(choice, image))  # type: ignore[misc]
+        packed = run.packer.pack(rows, views.measure)
         with torch.autocast("cpu", torch.bfloat16):
-            margins = score_rows(run.model, packed, views.gather(packed, choice), run.packer.answers)
+            margins = score_rows(run.model, packed, views.gather(packed), run.packer.answers)
         loss, accuracy = listwise.compute_list_loss(margins.float(), packed.labels)
         share = run.advance(loss)
         hits.add(loss.item(), accuracy)
