@@ -107,10 +107,11 @@ class Door:
         await self.app(scope, receive_capped, send)
 
     def _too_large(self) -> BodyTooLarge:
+        # The connection stays: closed on unread bytes it would be reset, and who sends all before it reads
+        # would never see this answer. The server drops what still comes.
         return BodyTooLarge(
             f"The body is larger than {self.body_limit_bytes} bytes; send fewer or smaller images.",
             limit=self.body_limit_bytes,
-            headers={"Connection": "close"},
         )
 
     async def _record(self, exchange: Exchange, exc: Exception) -> Trouble:
