@@ -6,6 +6,7 @@ All of it is sent once, by one tenant, in the order of `CASES`; each test then l
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -335,3 +336,18 @@ def test_the_names_of_unknown_fields_come_back_cut_short(service: Service) -> No
 
 def test_a_tenant_without_a_word_of_wrong_is_answered_right_after(service: Service, sent: Sent) -> None:
     assert service.rerank({"query": "q", "documents": ["a"]}).status_code == 200
+
+
+@pytest.mark.parametrize(("key", "status"), [(None, 413), ("", 401)], ids=["with a key", "without one"])
+def test_a_client_that_sends_all_before_it_reads_gets_its_refusal_too(
+    service: Service, key: str | None, status: int
+) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    for _ in range(3):
+        line = http.client.HTTPConnection(host, int(port), timeout=60)
+        bearer = {"Authorization": f"Bearer {service.key if key is None else key}"}
+        line.request("POST", "/v1/rerank", b" " * (8 * BODY_LIMIT_BYTES), bearer)
+        answer = line.getresponse()
+        assert answer.status == status
+        assert json.loads(answer.read())["status"] == status
+        line.close()

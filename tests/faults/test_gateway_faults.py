@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tenants import embedded
 from tests.acceptance.service_process import (
     Process,
     Service,
@@ -97,6 +98,29 @@ def test_a_killed_screener_is_replaced(service: Service) -> None:
     body = {"query": "q", "documents": [{"image": base64.b64encode(picture).decode()}]}
     until(lambda: service.rerank(body).status_code == 200, 30)
     until(lambda: readiness(service) == 200, 30)
+
+
+def test_a_killed_postgres_comes_back_and_meanwhile_every_answer_is_clear(
+    service: Service, demo: Tenant
+) -> None:
+    answered = len(service.entries(demo.name))
+    answers: list[httpx.Response] = []
+
+    def answered_again() -> bool:
+        answers.append(service.rerank(ASK))
+        return answers[-1].status_code == 200
+
+    with embedded.running(service.home) as server:
+        killed = server.pid
+        os.kill(killed, signal.SIGKILL)
+        until(answered_again, 60)
+        until(lambda: readiness(service) == 200, 30)
+        assert server.pid != killed
+    for answer in answers[:-1]:
+        assert answer.status_code == 503
+        assert answer.json()["code"] in ("database_unavailable", "log_unavailable")
+        assert int(answer.headers["Retry-After"]) >= 1
+    assert len(service.entries(demo.name)) >= answered + 1, "the log lost nothing that was answered"
 
 
 def readiness(service: Service) -> int:
