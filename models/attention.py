@@ -1,5 +1,4 @@
-"""Shared-prefix attention over one pack: a fast cascade, and the dense reference beside it. One registered
-function.
+"""Shared-prefix attention over one pack: a fast cascade, and the dense reference beside it.
 
 In a pack (see `packing`) the prefix attends causally to itself; a candidate attends to the whole prefix and
 causally to itself. The cascade computes a candidate's two parts apart, both without a mask, and merges them
@@ -28,8 +27,7 @@ from models.packing import Pack
 NAME = "pericarp_shared_prefix"
 Form = Literal["cascade", "dense"]
 
-# A bucket's longest candidate is at most this much longer than its shortest: less padding against fewer
-# calls.
+# How much longer than its shortest a bucket's longest candidate may be: less padding against fewer calls.
 _STRETCH, _SLACK_TOKENS = 1.25, 8
 
 
@@ -49,16 +47,20 @@ class PrefixMemory:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Candidates of like length: their rows of the pack, and which are no padding; [candidates, longest]."""
+    """Candidates of like length.
+
+    `rows` [candidates, longest] of the pack, `real` [candidates, longest] where these are no padding, and `ends`
+    [candidates], the last row of each.
+    """
 
     rows: Tensor
     real: Tensor
+    ends: Tensor
 
 
 @dataclass(slots=True)
 class Layout:
-    """What attention must know of the pack that it works on. Made once per pack, given to the forward as
-    `layout`.
+    """What attention must know of its pack. Made once per pack, given to the forward as `layout`.
 
     `own_prefix_tokens` is the prefix's length where the pack holds it, and 0 where `memory` has it from an
     earlier pack. `memory` is None where no later pack will ask.
@@ -101,15 +103,16 @@ def attend(
     *,
     scaling: float,
     layout: Layout | None = None,
+    last_rows_only: bool = False,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: `query` [1, heads, tokens, size], `key` and `value` [1, key heads,
-    …].
+    """transformers' attention interface, over one pack.
 
-    Returns [1, tokens, heads, size]. Refuses, by `RuntimeError`, any call that is not a forward over
-    `layout`'s pack: without one it would attend across candidates, and the scores would be wrong without a
-    sign.
+    `query` [1, heads, tokens, size], `key` and `value` [1, key heads, tokens, size]; returns [1, tokens, heads, size].
+    `last_rows_only` leaves all but the last row of each candidate undefined: the last layer owes the head no more.
+    Refuses, by `RuntimeError`, any call that is not a forward over `layout`'s pack: candidates would attend to one
+    another, and their scores would be wrong without a sign.
     """
     if layout is None or attention_mask is not None or dropout:
         raise RuntimeError("shared-prefix attention needs a pack's layout, and takes no mask and no dropout")
@@ -124,7 +127,8 @@ def attend(
         prefix_key, prefix_value = layout.memory.recall(layer)
     else:
         raise RuntimeError("a pack without its prefix needs a memory of it")
-    compute = _cascade if layout.form == "cascade" else _dense
+    cascade = _cascade_last_rows if last_rows_only else _cascade
+    compute = cascade if layout.form == "cascade" else _dense
     return compute(query, key, value, prefix_key, prefix_value, scaling, layout), None
 
 
@@ -161,9 +165,49 @@ def _cascade(
         real = bucket.rows[bucket.real]  # [real rows], of the pack
         alone = to_self.transpose(1, 2)[bucket.real]  # [real rows, heads, size]
         alone_lse = self_lse.transpose(1, 2)[bucket.real]  # [real rows, heads]
-        weight = torch.sigmoid(prefix_lse[real - own] - alone_lse).unsqueeze(-1)  # fp32
-        out[real] = torch.lerp(alone.float(), to_prefix[real - own].float(), weight).to(out.dtype)
+        out[real] = _merge(alone, alone_lse, to_prefix[real - own], prefix_lse[real - own])
     return out.unsqueeze(0)
+
+
+def _cascade_last_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    scaling: float,
+    layout: Layout,
+) -> Tensor:
+    heads, key_heads, size = query.shape[1], key.shape[1], query.shape[3]
+    group = heads // key_heads
+    out = query.new_zeros(layout.tokens, heads, size)  # [tokens, heads, size]
+    for bucket in layout.buckets:
+        count = len(bucket.ends)
+        q = query[0, :, bucket.ends].reshape(
+            key_heads, group * count, size
+        )  # [key heads, group * candidates, size]
+        to_prefix, prefix_lse = _flash(q.unsqueeze(0), prefix_key, prefix_value, scaling, False)
+        # One row needs no causal mask, only to overlook padding; a plain product does, and no key head is copied.
+        q = q.view(key_heads, group, count, size).transpose(1, 2)  # [key heads, candidates, group, size]
+        k, v = key[0][:, bucket.rows], value[0][:, bucket.rows]  # [key heads, candidates, longest, size]
+        weights = (q @ k.transpose(2, 3)).float() * scaling  # [key heads, candidates, group, longest]
+        weights.masked_fill_(~bucket.real[:, None], -torch.inf)
+        self_lse = weights.logsumexp(dim=-1, keepdim=True)
+        to_self = (weights - self_lse).exp().to(v.dtype) @ v  # [key heads, candidates, group, size]
+        # [key heads, candidates, group, …] and [heads, candidates, …] -> [candidates, heads, …]
+        alone = to_self.transpose(0, 1).reshape(count, heads, size)
+        alone_lse = self_lse.transpose(0, 1).reshape(count, heads)
+        to_prefix = to_prefix.view(heads, count, size).transpose(0, 1)
+        out[bucket.ends] = _merge(
+            alone, alone_lse, to_prefix, prefix_lse.reshape(heads, count).transpose(0, 1)
+        )
+    return out.unsqueeze(0)
+
+
+def _merge(alone: Tensor, alone_lse: Tensor, to_prefix: Tensor, prefix_lse: Tensor) -> Tensor:
+    """Two parts of one softmax, [rows, heads, size] with log-sum-exp [rows, heads], in fp32 and back."""
+    weight = torch.sigmoid(prefix_lse - alone_lse).unsqueeze(-1)
+    return torch.lerp(alone.float(), to_prefix.float(), weight).to(alone.dtype)
 
 
 def _dense(
@@ -216,7 +260,8 @@ def _buckets(bounds: tuple[int, ...], device: torch.device) -> list[Bucket]:
         rows = torch.where(
             real, starts + steps, starts
         )  # padding repeats the first row: finite, and never read
-        buckets.append(Bucket(rows.to(device), real.to(device)))
+        ends = (starts + lengths - 1).squeeze(1)
+        buckets.append(Bucket(rows.to(device), real.to(device), ends.to(device)))
     return buckets
 
 

@@ -5,8 +5,7 @@ The reference hands its images to `qwen_vl_utils` without limits of their own, w
 images are resized once in effect, large ones twice; doing both keeps the score (facts: lychee-rerank-mm,
 section 1.4).
 
-`fetch_image` opens any path and any URL that it is given as a string. It is only ever given a PIL image, from
-here.
+`fetch_image` opens any path and any URL that it is given as a string. It is called here only, with a PIL image.
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ class Patches:
 class ImagePreparer:
     """The reference's image preparation for one checkpoint.
 
-    A checkpoint may declare fewer pixels than the reference's 1,003,520 (a small model does); it never gets
-    more.
+    A checkpoint may declare fewer pixels than the reference's 1,003,520 (a small model does), not more.
     """
 
     def __init__(self, directory: Path, *, patch: int, merge: int, temporal_patch: int) -> None:

@@ -1,14 +1,16 @@
-"""The one prompt template of lychee-rerank-mm, byte for byte, and the only way from untrusted text to token
-ids.
+"""The prompt template of lychee-rerank-mm, byte for byte, and the only way from untrusted text to token ids.
 
-    <|im_start|>system\\n{SYSTEM}<|im_end|>\\n<|im_start|>user\\n<Instruct>:
-    {instruction}<Query>:{image}{query}\\n<Document >:{image}{candidate}<|im_end|>\\n<|im_start|>assistant\\n
+    <|im_start|>system\\n{SYSTEM}<|im_end|>\\n
+    <|im_start|>user\\n<Instruct>: {instruction}<Query>:{image}{query}\\n<Document
 
-The first line is the prefix that all candidates share, the second is one candidate. Nothing stands between
-the parts.
+    >:{image}{candidate}<|im_end|>\\n<|im_start|>assistant\\n
+
+The first block is the prefix that all candidates share, the second is one candidate. Lines are broken here to
+be read; nothing stands between the parts but what is written, and an image is
+`<|vision_start|><|image_pad|>…<|vision_end|>`, one pad per visual token.
 
 **User text is text.** It is encoded by a copy of the tokenizer that has no added tokens, so that `<|im_end|>`
-in a document is eight ordinary characters' worth of tokens. Control ids come from the template alone; each
+in a document becomes the tokens of its ten characters. Control ids come from the template alone; each
 segment is checked afterwards to hold exactly the control ids that the template put there, in that order.
 
 **Exactness.** The reference encodes the rendered string, where merges run across the seam between template
@@ -41,8 +43,7 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
 PREFIX_END = "\n<Document"
 CANDIDATE_START = ">:"
 
-# Texts that would join `>:` or `<Document` under another pre-tokenizer than Qwen's; tried once, when one is
-# loaded.
+# Texts that might join `>:` or `<Document` under another pre-tokenizer than Qwen's; tried once, at load.
 _SEAM_PROBES = ("a", " a", "\n", "\n\nA", ")", "):\n", "'s", "1", "中", "\u0301", " ", "\0", ">>=")
 
 

@@ -1,5 +1,4 @@
-"""Qwen2.5-VL as a reranker, on stock transformers modules: vision once per image, packs, a yes-no head in
-fp32.
+"""Qwen2.5-VL as a reranker, on stock transformers modules: images once, packs, a yes-no head in fp32.
 
 `score` reads in time order: prepare images, write the prompt, see, pack, forward, read the head.
 `score_dense` is the reference beside it: one candidate at a time, through the stock model's own mask,
@@ -77,11 +76,11 @@ class QwenReranker:
         threads: int | None = None,
         attention_form: attention.Form | None = None,
     ) -> QwenReranker:
-        """Load `pericarp-demo`, a checkpoint directory or a hub name; `threads` sets torch's for the whole
-        process.
+        """Load `pericarp-demo`, a checkpoint directory or a hub name.
 
-        `dtype` is "auto", "bf16" or "fp32". `attention_form` defaults to the cascade on a CPU and to dense
-        elsewhere. Raises `ModelNotFound`, or `ModelFailed` where the files do not make a whole model.
+        `threads` sets torch's for the whole process. `dtype` is "auto", "bf16" or "fp32". `attention_form`
+        defaults to the cascade on a CPU and to dense elsewhere. Raises `ModelNotFound`, or `ModelFailed` where
+        the files do not make a whole model.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -89,6 +88,8 @@ class QwenReranker:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "fp32" if device == "cpu" else "bf16"
+        if dtype not in _DTYPES:
+            raise ValueError(f"no dtype {dtype!r}: auto, {', '.join(_DTYPES)}")
         form = attention_form or ("cascade" if device == "cpu" else "dense")
         checkpoint = weights.find(name)
         model = _load_model(checkpoint, torch.device(device), _DTYPES[dtype])
@@ -189,8 +190,8 @@ class QwenReranker:
     def _forward(self, each: Pack, features: list[Tensor], memory: attention.PrefixMemory | None) -> Tensor:
         """Margins [candidates of the pack] in fp32.
 
-        The stock language model's forward, layer by layer, but that from the last layer's attention on only the
-        score rows go further: nobody reads the others. The head is one vector, not a vocabulary.
+        The stock language model's forward, layer by layer, but that in the last layer only the score rows attend
+        and go further: nobody reads the others. The head is one vector, not a vocabulary.
         """
         language: Any = self._model.model.language_model
         hidden = language.embed_tokens(torch.from_numpy(each.ids).to(self._device))  # [tokens, hidden]
@@ -206,7 +207,7 @@ class QwenReranker:
         for layer in layers:
             hidden = layer(hidden, position_embeddings=rotation, layout=layout)
         attended, _ = last.self_attn(
-            last.input_layernorm(hidden), position_embeddings=rotation, layout=layout
+            last.input_layernorm(hidden), position_embeddings=rotation, layout=layout, last_rows_only=True
         )
         rows = list(each.score_rows)
         hidden = hidden[:, rows] + attended[:, rows]  # [1, candidates, hidden]

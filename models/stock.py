@@ -1,5 +1,4 @@
-"""What we take from transformers and qwen_vl_utils, imported in the one order that works. Only `models`
-imports it.
+"""What we take from transformers and qwen_vl_utils, imported in the one order that works.
 
 transformers imports torchvision where it finds it, and qwen_vl_utils always does. The torchvision wheel on
 PyPI is built for CUDA: beside a CPU-only torch its extension does not load, and `import torchvision` then

@@ -16,8 +16,7 @@ from models import DEMO, ModelNotFound
 
 DEMO_DIRECTORY = Path(__file__).parent / "demo" / "weights"
 
-# All that is read of a checkpoint, and all that is fetched from the hub: no code, no pickles, no chat
-# template.
+# All that is read of a checkpoint, and all that is fetched from the hub: no code, no pickles.
 WEIGHTS = "*.safetensors"
 CONFIGURATION = ("config.json", "model.safetensors.index.json", "preprocessor_config.json", "tokenizer.json")
 REQUIRED = ("config.json", "tokenizer.json")

@@ -67,6 +67,17 @@ def test_a_later_pack_recalls_the_prefix(form: Form) -> None:
         assert (out - reference[:, rows]).abs().max() < 2e-5
 
 
+def test_last_rows_are_the_same_alone() -> None:
+    (each,) = make_packs(7, [1, 2, 9, 30, 31, 64])
+    query, key, value = make_states(len(each.ids))
+    layout = Layout.of(each, form="cascade", memory=None, device=CPU)
+    whole, _ = attend(Layer(), query, key, value, None, scaling=SIZE**-0.5, layout=layout)
+    last, _ = attend(Layer(), query, key, value, None, scaling=SIZE**-0.5, layout=layout, last_rows_only=True)
+    rows = list(each.score_rows)
+    assert last.shape == whole.shape
+    assert (last[:, rows] - whole[:, rows]).abs().max() < 2e-5
+
+
 def test_bf16_stays_near_fp32() -> None:
     (each,) = make_packs(20, [5, 17])
     query, key, value = (tensor.bfloat16() for tensor in make_states(len(each.ids)))
