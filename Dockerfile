@@ -1,0 +1,34 @@
+# syntax=docker/dockerfile:1
+FROM python:3.11-slim AS build
+ARG TORCH=2.13.0
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /opt/pericarp
+RUN python -m venv .venv
+COPY requirements.lock ./
+RUN .venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --no-deps -r requirements.lock \
+ && .venv/bin/pip install --no-cache-dir --disable-pip-version-check --index-url "$TORCH_INDEX" "torch==$TORCH"
+COPY alembic.ini LICENSE ./
+COPY migrations migrations
+COPY tenants tenants
+COPY models models
+COPY service service
+RUN .venv/bin/python -m compileall -q service tenants models migrations
+
+FROM python:3.11-slim
+RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/pericarp --shell /usr/sbin/nologin pericarp \
+ && install -d -o pericarp -g pericarp -m 0700 /var/lib/pericarp
+COPY --from=build /opt/pericarp /opt/pericarp
+WORKDIR /opt/pericarp
+ENV HOME=/var/lib/pericarp \
+    PERICARP_HOME=/var/lib/pericarp \
+    PERICARP_HOST=0.0.0.0 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+VOLUME ["/var/lib/pericarp"]
+USER 10001:10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+  CMD ["/opt/pericarp/.venv/bin/python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
+ENTRYPOINT ["/opt/pericarp/.venv/bin/python", "-m", "service"]
+CMD ["serve"]

@@ -1,0 +1,155 @@
+"""The docs name everything that an operator or a caller can meet; what is added without a word in them fails here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from service.__main__ import app
+from service.api import schemas
+from service.api.door import OPEN_PATHS
+from service.errors import TABLE, describe
+from service.screening import REASONS
+from service.settings import Settings
+from service.watch import metrics
+from service.watch.logs import ACTIONS
+from tenants.access import Role
+from tenants.policy import Policy
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+PAGES = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
+API = (ROOT / "docs" / "api.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+TYPERS_OWN = {"--help", "--install-completion", "--show-completion"}
+
+
+def settings_table() -> list[str]:
+    """The README's table of settings: `python -c 'from tests.unit.test_docs import *; print(*settings_table(), sep="\\n")'`."""
+    rows = ["| variable | default | what it does |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        if field.default is PydanticUndefined:
+            default = "the cores of this machine"
+        else:
+            default = "unset" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `PERICARP_{name.upper()}` | {default} | {field.description} |")
+    return rows
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every command of the command line, with its words."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+def rows_of(page: str, word: str) -> list[str]:
+    """The table rows whose first cell holds `word` in backticks, alone or as the beginning of a command."""
+    cells = re.compile(rf"\| [^|]*`{re.escape(word)}(?![\w-])")
+    return [line for line in page.splitlines() if cells.match(line)]
+
+
+def test_the_readme_has_the_table_of_settings() -> None:
+    expected = settings_table()
+    found = [
+        line for line in README.read_text().splitlines() if line.startswith(("| variable |", "| `PERICARP_"))
+    ]
+    assert found == [expected[0], *expected[2:]], "the table should be:\n\n" + "\n".join(expected) + "\n"
+
+
+@pytest.mark.parametrize("code", sorted({meaning.code for meaning in TABLE.values()} | {"internal"}))
+def test_every_error_code_stands_in_the_api_page_with_its_status(code: str) -> None:
+    statuses = {meaning.status for meaning in TABLE.values() if meaning.code == code} or {
+        describe(Exception()).status
+    }
+    assert any(f"| {status} |" in row for status in statuses for row in rows_of(API, code))
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> None:
+    assert rows_of(API, reason)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted({path for path in OPEN_PATHS if "." not in path} | {"/v1/rerank", "/v1/models", "/metrics"}),
+)
+def test_every_path_stands_in_the_api_page(path: str) -> None:
+    assert re.search(rf"`(GET|POST) {path}`", API)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [*schemas.RerankRequest.model_fields, *schemas.TextAndImage.model_fields, *schemas.Content.model_fields],
+)
+def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
+    assert f"`{field}`" in API
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [schemas.RerankAnswer, schemas.Result, schemas.Usage, schemas.Meta, schemas.BilledUnits, schemas.Problem],
+)
+def test_every_field_of_an_answer_stands_in_the_api_page(shape: type[BaseModel]) -> None:
+    names = [field.alias or name for name, field in shape.model_fields.items()]
+    assert [name for name in names if not re.search(rf"`[\w.\[\]]*\b{name}\b[\w.\[\]]*`", API)] == []
+
+
+@pytest.mark.parametrize("family", list(metrics.REGISTRY.collect()), ids=lambda family: str(family.name))
+def test_every_metric_stands_in_the_operations_page(family: Any) -> None:
+    assert rows_of(OPERATIONS, family.name + ("_total" if family.type == "counter" else ""))
+
+
+@pytest.mark.parametrize("action", sorted(ACTIONS))
+def test_every_log_action_stands_in_the_operations_page(action: str) -> None:
+    assert rows_of(OPERATIONS, action)
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), [pytest.param(*each, id=each[0]) for each in commands(typer.main.get_command(app))]
+)
+def test_every_command_stands_in_the_operations_page_with_its_options(words: str, command: Any) -> None:
+    (row,) = rows_of(OPERATIONS, words)
+    options = {name for each in command.params for name in each.opts if name.startswith("--")} - TYPERS_OWN
+    assert {name for name in options if name not in row and name != "--json"} == set()
+
+
+@pytest.mark.parametrize("limit", [field.name for field in fields(Policy)])
+def test_every_limit_of_a_policy_stands_in_the_operations_page_with_its_default(limit: str) -> None:
+    (row,) = rows_of(OPERATIONS, limit)
+    default = getattr(Policy(), limit)
+    words = {None: "unset", False: "false", (): "[]"}
+    assert (words[default] if default in words else str(default)) in row.split("|")[2]
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_every_role_stands_in_the_operations_page(role: Role) -> None:
+    assert f"`{role}`" in OPERATIONS
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.exists()], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", found.read_text(), flags=re.MULTILINE)
+            assert anchor in {
+                re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings
+            }, target
