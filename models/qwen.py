@@ -27,8 +27,8 @@ from models.stock import (
     transformers_logging,
 )
 
-# Tokens of one forward: every product is large enough by then, and more only holds more memory.
-PACK_TOKENS = 2048
+# Tokens of one forward: every product is large enough by then. On a CPU more falls out of its caches.
+CPU_PACK_TOKENS, GPU_PACK_TOKENS = 1024, 4096
 # Patches of one call of the vision tower: 12 images at the reference's limit, or hundreds of small ones.
 VISION_PATCHES = 65_536
 
@@ -54,7 +54,7 @@ class QwenReranker:
         preparer: ImagePreparer,
         card: ModelCard,
         *,
-        pack_tokens: int = PACK_TOKENS,
+        pack_tokens: int = CPU_PACK_TOKENS,
     ) -> None:
         """`model`'s language model attends by `attention.NAME`, in the form that `card.attention` says."""
         self._model = model
@@ -113,7 +113,8 @@ class QwenReranker:
         image_pad = prompt.controls["<|image_pad|>"]
         if prompt.vocabulary > text.vocab_size or model.config.image_token_id != image_pad:
             raise ModelFailed(f"the tokenizer of model {name!r} is not the one of its weights")
-        return cls(model, prompt, preparer, card)
+        pack_tokens = CPU_PACK_TOKENS if device == "cpu" else GPU_PACK_TOKENS
+        return cls(model, prompt, preparer, card, pack_tokens=pack_tokens)
 
     @property
     def card(self) -> ModelCard:
