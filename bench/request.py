@@ -25,7 +25,6 @@ import gc
 import http.client
 import importlib.metadata
 import io
-import itertools
 import json
 import math
 import os
@@ -42,6 +41,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,6 +53,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.traffic import Sample, Target, load  # noqa: E402
 from service import __version__  # noqa: E402
 from service.settings import Settings  # noqa: E402
 from tenants import embedded  # noqa: E402
@@ -68,10 +69,8 @@ QUICK_S = 44.0
 STOP_S = 3.0
 CASE_S, CASE_REQUESTS = 120.0, 400
 QUICK_REQUESTS = 60
-LEAST_REQUESTS = 5
 START_S = 180.0
 AIM_MS = 15.0
-STAGES = ("parse", "hold", "clean", "score", "settle")
 POLICY = {
     "requests_per_minute": 1_000_000,
     "images_per_minute": 1_000_000,
@@ -97,77 +96,6 @@ class Case:
     name: str
     documents: int
     bodies: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One answered request, in milliseconds."""
-
-    wall_ms: float
-    stages_ms: dict[str, float]
-
-    @property
-    def worker_ms(self) -> float:
-        return self.stages_ms["worker"]
-
-    @property
-    def outside_ms(self) -> float:
-        return self.wall_ms - self.worker_ms
-
-    @property
-    def unqueued_ms(self) -> float:
-        return self.outside_ms - self.stages_ms["queue"]
-
-    @property
-    def gateway_ms(self) -> float:
-        return (
-            sum(self.stages_ms.get(stage, 0.0) for stage in STAGES) - self.stages_ms["queue"] - self.worker_ms
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    host: str
-    port: int
-    key: str
-
-
-class Connection:
-    """As little of HTTP/1.1 as a load generator needs: on two cores, whatever it costs is taken from the service."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._head = (
-            f"POST /v1/rerank HTTP/1.1\r\nHost: {target.host}:{target.port}\r\n"
-            f"Authorization: Bearer {target.key}\r\nContent-Type: application/json\r\nContent-Length: "
-        ).encode()
-
-    async def open(self) -> None:
-        self._reader, self._writer = await asyncio.open_connection(
-            self._target.host, self._target.port, limit=1 << 20
-        )
-
-    async def post(self, body: bytes) -> Sample:
-        message = b"%s%d\r\n\r\n%s" % (self._head, len(body), body)
-        began = time.perf_counter()
-        self._writer.write(message)
-        await self._writer.drain()
-        first, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        answer = await self._reader.readexactly(int(headers["content-length"]))
-        wall_ms = (time.perf_counter() - began) * 1000
-        if first.split(" ")[1] != "200":
-            problem = json.loads(answer)
-            raise SystemExit(
-                f"the service answered {problem['status']} {problem['code']}: {problem['detail']}"
-            )
-        stages = (stage.strip().partition(";dur=") for stage in headers["server-timing"].split(","))
-        return Sample(wall_ms, {name: float(ms) for name, _, ms in stages})
-
-    async def close(self) -> None:
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
 
 
 def make_cases(count: int) -> tuple[Case, ...]:
@@ -211,47 +139,6 @@ def _jpeg(picture: Image.Image, rng: random.Random) -> str:
     encoded = io.BytesIO()
     cut.save(encoded, "JPEG", quality=88)
     return base64.b64encode(encoded.getvalue()).decode()
-
-
-async def load(
-    target: Target, case: Case, clients: int, requests: int, until_s: float, progress: Progress
-) -> tuple[list[Sample], float]:
-    """Samples of at most `requests` requests, none begun after `until_s`, and the seconds that they took.
-
-    Each client begins with a request that does not count, and goes on without a pause: the service closes idle
-    connections. Counting starts once all have done so.
-    """
-    bodies = itertools.cycle(case.bodies)
-    connections = [Connection(target) for _ in range(clients)]
-    samples: list[Sample] = []
-    cold = clients
-    left = requests
-    counted_s = time.perf_counter()
-    task = progress.add_task(f"{case.name}, {clients} client{'s' * (clients > 1)}", total=requests)
-
-    async def client(connection: Connection) -> None:
-        nonlocal cold, left, counted_s
-        await connection.post(next(bodies))
-        cold -= 1
-        if cold == 0:
-            counted_s = time.perf_counter()
-        while left and (time.monotonic() < until_s or len(samples) < LEAST_REQUESTS):
-            counts = cold == 0
-            left -= counts
-            sample = await connection.post(next(bodies))
-            if counts:
-                samples.append(sample)
-                progress.advance(task)
-
-    try:
-        for connection in connections:
-            await connection.open()
-        await asyncio.gather(*map(client, connections))
-        return samples, time.perf_counter() - counted_s
-    finally:
-        progress.update(task, total=len(samples))
-        for connection in connections:
-            await connection.close()
 
 
 def summarise(case: Case, clients: int, samples: list[Sample], seconds: float) -> dict[str, Any]:
@@ -306,10 +193,21 @@ def measure(target: Target, cases: tuple[Case, ...], *, quick: bool, began_s: fl
                 round_s = clients * max(alone_s, default=0.5)  # what all clients' requests take once each
                 left_s = began_s + QUICK_S - STOP_S - now
                 seconds, requests = left_s / (len(runs) - number) - round_s, QUICK_REQUESTS
-                if alone_s and left_s < 3 * round_s:  # to warm up, to count, to come to an end
+                if alone_s and left_s < 2.5 * round_s:  # to warm up, to count, to come to an end
                     console.print(f"{case.name}, {clients} clients: left out, for want of time")
                     continue
-            samples, taken = asyncio.run(load(target, case, clients, requests, now + seconds, progress))
+            task = progress.add_task(f"{case.name}, {clients} client{'s' * (clients > 1)}", total=requests)
+            samples, taken = asyncio.run(
+                load(
+                    target,
+                    case.bodies,
+                    clients=clients,
+                    requests=requests,
+                    until_s=now + seconds,
+                    told=partial(progress.advance, task),
+                )
+            )
+            progress.update(task, total=len(samples))
             figures.append(summarise(case, clients, samples, taken))
             if not console.is_terminal:
                 console.print(f"{case.name}, {clients} clients: {len(samples)} requests in {taken:.1f} s")
