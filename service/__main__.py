@@ -75,7 +75,7 @@ def migrate() -> None:
 
 @tenants_app.command("create")
 def create_tenant(
-    name: Annotated[str, typer.Argument(help="1 to 63 of a-z, 0-9 and -, starting with a letter.")],
+    name: Annotated[str, typer.Argument(help="1 to 63 of a-z, 0-9 and -, no - at either end.")],
     as_json: JsonFlag = False,
 ) -> None:
     """Make a tenant with the default policy."""

@@ -60,6 +60,7 @@ def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # who we see is who connects; a header would let callers choose their address
             timeout_graceful_shutdown=GRACE_S,
             h11_max_incomplete_event_size=None,
         )

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
 from service.asks import Exchange
-from service.errors import BodyTooLarge, LogUnavailable, Trouble, describe
+from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, describe
 from service.watch import metrics
 from service.watch.logs import get_logger, where_it_broke
 
@@ -117,6 +117,8 @@ class Door:
     async def _record(self, exchange: Exchange, exc: Exception) -> Trouble:
         """What to answer for `exc`; for a known caller only after the log has its entry ("no entry, no answer")."""
         trouble = describe(exc)
+        if isinstance(exc, NotReady):  # a probe asked too early: that is its answer, and nobody's failure
+            return trouble
         if trouble.status >= 500:
             log.error(
                 "a request failed",

@@ -170,7 +170,7 @@ def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: i
     top_n = _one_of(request.top_n, request.top_k, "top_n", "top_k") or len(request.documents)
     if top_n > len(request.documents):
         raise BadRequest(
-            f"There are only {len(request.documents)} documents; ask for at most that many results.",
+            f"More results than documents are asked for; ask for at most {len(request.documents)}.",
             field="top_n" if request.top_n is not None else "top_k",
             limit=len(request.documents),
         )

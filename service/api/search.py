@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from service.api.schemas import Problem, RerankAnswer, read
-from service.errors import Forbidden, ModelUnknown, NotReady
+from service.errors import BadRequest, Forbidden, ModelUnknown, NotReady
 from service.watch import metrics
 
 if TYPE_CHECKING:
@@ -87,7 +88,10 @@ def build_router(
         exchange.operation = "rerank"
         caller = _require(exchange, "search")
         policy = caller.policy
-        body = await request.body()
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            raise BadRequest("The body ended before all of it was sent.") from None
         with exchange.stage("parse"):
             ask, named = read(
                 body,
