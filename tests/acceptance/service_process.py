@@ -5,7 +5,6 @@ Nothing here reaches into the service: what is asked goes over HTTP or through t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -292,8 +291,7 @@ def new_home() -> Iterator[Path]:
         yield home
     finally:
         if home.exists():
-            with contextlib.suppress(embedded.EmbeddedError):
-                embedded.erase(home)
+            embedded.erase(home)
         shutil.rmtree(above, ignore_errors=True)
 
 
