@@ -116,7 +116,12 @@ def create_app(
     )
     app.include_router(
         build_router(
-            rerank=rerank, fleet=serving, screen=screen, database=database, model=settings.model_name
+            rerank=rerank,
+            fleet=serving,
+            screen=screen,
+            database=database,
+            model=settings.model_name,
+            deadline_s=settings.deadline_s,
         )
     )
     _document(app)

@@ -3,6 +3,7 @@
     ServiceError
     ├── BadRequest          the request is wrong; `field` says where
     ├── BodyTooLarge        more bytes than the door lets in
+    ├── BodyTooSlow         fewer bytes than a deadline's worth of waiting deserves
     ├── Forbidden           the key's role may not do this
     ├── NotFound            no such path or object
     ├── ModelUnknown        the request names a model that is not served
@@ -69,6 +70,10 @@ class BodyTooLarge(ServiceError):
     """The request body is larger than this service accepts."""
 
 
+class BodyTooSlow(ServiceError):
+    """The request body did not arrive in time."""
+
+
 class NotFound(ServiceError):
     """There is nothing here."""
 
@@ -130,6 +135,7 @@ class Meaning:
 TABLE: dict[type[Exception], Meaning] = {
     BadRequest: Meaning(422, "invalid_request"),
     BodyTooLarge: Meaning(413, "body_too_large"),
+    BodyTooSlow: Meaning(408, "body_too_slow"),
     Unauthenticated: Meaning(401, "unauthenticated"),
     Forbidden: Meaning(403, "forbidden"),
     TenantForbidden: Meaning(403, "forbidden"),

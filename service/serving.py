@@ -39,7 +39,7 @@ log = get_logger(__name__)
 
 
 def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
-    """Serve until SIGTERM or SIGINT, then let answers under way end. Raises SystemExit(1) if it cannot start."""
+    """Serve until SIGTERM or SIGINT, then let answers under way end. Raises SystemExit if it cannot start."""
     configure(settings.log_level)
     prctl(PR_SET_DUMPABLE, 0)  # no other process of our user reads our memory, and no core file keeps it
     key, keep_warm = asyncio.run(_look_up(settings, installation, demo=demo))

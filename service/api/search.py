@@ -5,6 +5,7 @@ Bodies are read here and not by the framework, so that parsing costs one pass an
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from service.api.schemas import Problem, RerankAnswer, read
-from service.errors import BadRequest, Forbidden, ModelUnknown, NotReady
+from service.errors import BadRequest, BodyTooSlow, Forbidden, ModelUnknown, NotReady
 from service.watch import metrics
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "No key, or not a valid one.",
         403: "The key's role may not do this.",
         404: "No such model.",
+        408: "The body did not arrive within the deadline.",
         413: "The body is too large.",
         422: "The request, or an image in it, cannot be used; `field` and `limit` say why.",
         429: "A limit of the tenant is used up; `Retry-After` says when to come back.",
@@ -68,7 +70,7 @@ RERANK_BODY: dict[str, Any] = {
 
 
 def build_router(
-    *, rerank: Rerank, fleet: Fleet, screen: Screen, database: Database, model: str
+    *, rerank: Rerank, fleet: Fleet, screen: Screen, database: Database, model: str, deadline_s: float
 ) -> APIRouter:
     """The routes of the data plane. `model` is the served model's name as callers see it."""
     router = APIRouter()
@@ -89,7 +91,10 @@ def build_router(
         caller = _require(exchange, "search")
         policy = caller.policy
         try:
-            body = await request.body()
+            async with asyncio.timeout(deadline_s):
+                body = await request.body()
+        except TimeoutError:
+            raise BodyTooSlow(f"The body did not arrive within {deadline_s:g} s.") from None
         except ClientDisconnect:
             raise BadRequest("The body ended before all of it was sent.") from None
         with exchange.stage("parse"):

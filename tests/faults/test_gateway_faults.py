@@ -25,6 +25,7 @@ from tests.acceptance.service_process import (
     serving,
     until,
 )
+from tests.acceptance.test_access import converse
 from tests.assets.images import encode, photo
 
 ASK: object = {"query": "q", "documents": ["a", "b"]}
@@ -178,7 +179,12 @@ def test_without_its_model_it_says_so_refuses_at_once_and_ends_by_ctrl_c(tmp_pat
     with new_home() as home:
         # The printed line waits for a worker, so the address comes from a port of our own and the key from the CLI.
         port = free_port()
-        service = launch(home, PERICARP_MODEL=str(tmp_path / "no-such-model"), PERICARP_PORT=str(port))
+        service = launch(
+            home,
+            PERICARP_MODEL=str(tmp_path / "no-such-model"),
+            PERICARP_PORT=str(port),
+            PERICARP_DEADLINE_S="10",
+        )
         service.line = f"http://127.0.0.1:{port}"
         try:
             until(lambda: answers(service), 60)
@@ -197,6 +203,9 @@ def test_without_its_model_it_says_so_refuses_at_once_and_ends_by_ctrl_c(tmp_pat
             assert str(tmp_path) not in answer.text + ready.text
             (entry,) = service.entries(tenant.name)
             assert (entry["decision"], entry["status"]) == ("failed", 503)
+            # It also has the shortest deadline of all these services: a body that never comes is not waited for.
+            status, told = converse(service, f"Authorization: Bearer {tenant.key}", "Content-Length: 1000")
+            assert (status, told["code"]) == (408, "body_too_slow")
             assert "ModelNotFound" in service.stderr
             assert service.stdout == "", "it never said that it is ready"
             family = service.family()
