@@ -1,12 +1,13 @@
 # syntax=docker/dockerfile:1
 FROM python:3.11-slim AS build
 ARG TORCH=2.13.0
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Another index for torch, of CPU builds say; unset is the default one.
+ARG TORCH_INDEX=
 WORKDIR /opt/pericarp
 RUN python -m venv .venv
 COPY requirements.lock ./
 RUN .venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --no-deps -r requirements.lock \
- && .venv/bin/pip install --no-cache-dir --disable-pip-version-check --index-url "$TORCH_INDEX" "torch==$TORCH"
+ && .venv/bin/pip install --no-cache-dir --disable-pip-version-check ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH"
 COPY alembic.ini LICENSE ./
 COPY migrations migrations
 COPY tenants tenants
