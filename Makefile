@@ -24,7 +24,8 @@ install-dev: $(VENV)/.dev
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Pericarp needs Python 3.11 to 3.13; name one with: make PYTHON=/path/to/python3.11 run" >&2; exit 1; }
-	@echo "Creating $(VENV)" && $(PYTHON) -m venv $(VENV)
+	@echo "Creating $(VENV)" && $(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "This Python cannot make a virtual environment: it came without venv (Debian: python3-venv)." >&2; exit 1; }
 
 # Everything but torch is pinned by hash; torch comes last, so that its own needs are there already.
 $(VENV)/.runtime: requirements.lock | $(BIN)/python
