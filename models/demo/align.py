@@ -55,7 +55,12 @@ class Aligner:
         return weighted / weighted.sum(1, keepdim=True).clamp_min(1e-6)
 
     def compute_loss(
-        self, model: Model, tokens: Tensor, images: NDArray[np.int64], scale: Tensor, rng: np.random.Generator
+        self,
+        model: Model,
+        tokens: Tensor,
+        images: NDArray[np.int64],
+        scale: Tensor,
+        rng: np.random.Generator,
     ) -> tuple[Tensor, float]:
         """Loss and accuracy (the right concept among all) of a batch's visual tokens, [images, tokens, hidden]."""
         table = model.model.language_model.embed_tokens.weight

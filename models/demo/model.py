@@ -190,6 +190,22 @@ class Packer:
             ids, positions, mask[:, None], ends, torch.tensor(slots, dtype=torch.long), images, tokens, labels
         )
 
+    def find(self, token: str) -> int:
+        """The id of a piece of the template that is one token."""
+        (found,) = self.read(token)
+        return found
+
+    def list_template_tokens(self) -> list[int]:
+        """Every token that the template puts behind `<Query`, `<Query` included."""
+        words = [
+            *self.read(">:"),
+            *self.read("\n"),
+            *self.read("<Query"),
+            *self.read("<Document"),
+            *self.read("<Instruct"),
+        ]
+        return sorted({*words, *self._tail, self._opened, self._closed})
+
     def read(self, text: str) -> list[int]:
         """Ids of caller text: control tokens in it stay plain characters."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids

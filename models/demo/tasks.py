@@ -97,7 +97,13 @@ class Tasks:
             other = rng.choice(near) if rng.random() < hard else rng.randrange(len(glosses))
             if glosses[other][0] != glosses[first][0]:
                 chosen.append(other)
-        word = rng.choice(glosses[first][0].split(", "))
+        words = rng.sample(alike := glosses[first][0].split(", "), len(alike))
+        word = words[0]
+        if len(words) > 1 and rng.random() < 0.3:  # words of one meaning
+            return _settle(
+                Entry(word),
+                [Entry(words[1]), *(Entry(rng.choice(glosses[i][0].split(", "))) for i in chosen[1:])],
+            )
         if rng.random() < 0.4:
             return _settle(Entry(glosses[first][1]), [Entry(glosses[i][0]) for i in chosen])
         entries = []

@@ -2,8 +2,9 @@
 
 Stages, each with a share of the budget:
     vision     images and words into one space (align.py); 56, 84, then 112 px
-    listwise   the language model learns to compare, on packed rows (listwise.py), over fixed visual tokens
-    joint      everything together, end to end
+    polish     the same again from a lower rate; 84, then 112 px
+    listwise   the language model is written down as a comparator of the two (comparator.py), and learns from there on
+               packed rows over fixed visual tokens (listwise.py)
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import json
 import random
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +26,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from models.demo import align, data, evaluate, listwise, tasks
+from models.demo import align, comparator, data, evaluate, listwise, tasks
 from models.demo.model import (
-    UNIT,
     Model,
     Packer,
     build_model,
@@ -38,7 +40,11 @@ from models.demo.tokenizer import save_tokenizer, train_tokenizer
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
-SHARES = {"vision": 0.39, "listwise": 0.36, "joint": 0.25}
+SHARES = {"vision": 0.64, "polish": 0.20, "listwise": 0.16}
+SIDES = {
+    "vision": ((56, 0.35), (84, 0.88), (112, 1.0)),
+    "polish": ((84, 0.75), (112, 1.0)),
+}  # until which share
 SAVE_EVERY_S, EVALUATE_EVERY_S, LOG_EVERY_STEPS = 120.0, 360.0, 20
 
 
@@ -57,7 +63,6 @@ class Run:
     stage: str = "vision"
     step: int = 0
     elapsed_s: float = 0.0
-    best: float = 0.0
     optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
     _saved_at: float = 0.0
     _tick: float = 0.0
@@ -65,10 +70,10 @@ class Run:
     def start(self, stage: str) -> None:
         """Begin a stage, or continue it where its checkpoint left it."""
         if self.stage != stage:
-            self.stage, self.step, self.elapsed_s, self.best = stage, 0, 0.0, 0.0
+            self.stage, self.step, self.elapsed_s = stage, 0, 0.0
         for name, parameter in self.model.named_parameters():
-            part = "vision" if "visual" in name or "embed_tokens" in name else "listwise"
-            parameter.requires_grad_(stage in ("joint", part))
+            sees = "visual" in name or "embed_tokens" in name
+            parameter.requires_grad_(sees == (stage in SIDES))
         self.optimizers = build_optimizers(self)
         path = self.folder / "optimizer.pt"
         if self.step and path.exists():
@@ -118,7 +123,6 @@ class Run:
             "stage": self.stage,
             "step": str(self.step),
             "elapsed_s": str(self.elapsed_s),
-            "best": str(self.best),
         }
         partial = self.folder / "checkpoint.partial"
         save_file(tensors, partial, metadata=state)
@@ -139,13 +143,14 @@ class Run:
         with safe_open(path, "pt") as opened:
             state = opened.metadata()
         self.stage, self.step = state["stage"], int(state["step"])
-        self.elapsed_s, self.best = float(state["elapsed_s"]), float(state["best"])
+        self.elapsed_s = float(state["elapsed_s"])
 
 
 def build_optimizers(run: Run) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices, AdamW for embeddings, the patch kernel, biases, norms and the temperature."""
-    vision = run.stage == "vision"
-    matrices, others, table = [], list(run.extra.parameters()), []
+    vision = run.stage in SIDES
+    matrices: list[Tensor] = []
+    others, table = list(run.extra.parameters()), []
     for name, parameter in run.model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -155,7 +160,7 @@ def build_optimizers(run: Run) -> list[torch.optim.Optimizer]:
             matrices.append(parameter)
         else:
             others.append(parameter)
-    rates = {"vision": (2e-3, 1e-3, 2e-3), "listwise": (1.0e-3, 3e-4, 1e-4), "joint": (3e-4, 2e-4, 1e-4)}[
+    rates = {"vision": (2e-3, 1e-3, 2e-3), "listwise": (2e-4, 2e-4, 1e-4), "polish": (1e-3, 5e-4, 1e-3)}[
         run.stage
     ]
     muon = torch.optim.Muon(
@@ -169,16 +174,16 @@ def build_optimizers(run: Run) -> list[torch.optim.Optimizer]:
     return [muon, adam]
 
 
-def train_vision(run: Run, batch: int) -> None:
+def train_vision(run: Run, stage: str, batch: int) -> None:
     """Align images with words; the side grows with the stage."""
-    run.start("vision")
+    run.start(stage)
     aligner = align.Aligner(run.corpus, run.packer, run.tokenizer.get_vocab_size(), run.seed)
     share = run.elapsed_s / run.budget_s
     told, evaluated, losses, hits = time.monotonic(), time.monotonic(), [], []
     while share < 1.0:
         rng = np.random.default_rng((run.seed, run.step))
         gen = torch.Generator().manual_seed(run.seed * 1_000_003 + run.step)
-        side = 56 if share < 0.35 else 84 if share < 0.88 else 112
+        side = next(side for side, until in SIDES[stage] if share < until)
         shape = (side, side)
         if side > 56 and rng.random() < 0.2:
             shape = (side, side - 28) if rng.random() < 0.5 else (side - 28, side)
@@ -206,77 +211,40 @@ def train_vision(run: Run, batch: int) -> None:
 
 
 def train_listwise(run: Run) -> None:
-    """Teach the language model over fixed visual tokens, phase by phase."""
+    """Write the comparator, then teach the language model over fixed visual tokens."""
     run.start("listwise")
     if run.step == 0:
-        run.log(scaled=round(listwise.scale_visual_tokens(run.model, run.corpus), 4))
-        run.save()
+        listwise.scale_visual_tokens(run.model, run.corpus)
+        means = listwise.sample_means(run.model, run.corpus, run.packer, run.seed)
+        comparator.write_comparator(run.model, run.packer, means, run.seed)
     began = time.monotonic()
     images = listwise.choose_images(run.corpus, run.seed)
     views = listwise.Views(run.model, run.corpus, images, run.seed)
     run.log(views=len(images), views_s=round(time.monotonic() - began, 1))
-    run.spend()
     drawer = tasks.Tasks(run.corpus, images)
-    at, entered, hits, share = (
-        int(run.best),
-        run.elapsed_s / run.budget_s,
-        Meter(),
-        run.elapsed_s / run.budget_s,
-    )
-    told, evaluated = time.monotonic(), time.monotonic()
-    while share < 1.0:
-        phase = listwise.PHASES[at]
-        rng = random.Random(run.seed * 1_000_003 + run.step)
-        names = rng.choices(list(phase.mix), list(phase.mix.values()), k=phase.rows)
-        rows = [drawer.make(name, rng, phase.candidates, phase.hard) for name in names]
+
+    def score(step: int) -> tuple[Tensor, Tensor, list[str]]:
+        rng = random.Random(run.seed * 1_000_003 + step)
+        names = rng.choices(list(listwise.MIX), list(listwise.MIX.values()), k=listwise.ROWS)
+        rows = [drawer.make(name, rng, listwise.CANDIDATES, listwise.HARD) for name in names]
         packed = run.packer.pack(rows, views.measure)
-        with torch.autocast("cpu", torch.bfloat16):
-            margins = score_rows(run.model, packed, views.gather(packed), run.packer.answers)
-        loss, accuracy = listwise.compute_list_loss(margins.float(), packed.labels)
-        share = run.advance(loss)
-        hits.add(loss.item(), accuracy)
-        if run.step % LOG_EVERY_STEPS == 0:
-            rate = phase.rows * phase.candidates * LOG_EVERY_STEPS / (time.monotonic() - told)
-            run.log(phase=phase.name, **hits.take(), pairs_per_s=round(rate, 1), tokens=packed.tokens)
-            told = time.monotonic()
-        if (hits.smooth > phase.gate or share - entered > phase.share) and at + 1 < len(listwise.PHASES):
-            at, entered, run.best = at + 1, share, at + 1
-            hits.smooth = 0.0
-        if time.monotonic() - evaluated > EVALUATE_EVERY_S or share >= 1.0:
-            run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
-            evaluated = told = time.monotonic()
-    run.save()
+        return score_rows(run.model, packed, views.gather(packed), run.packer.answers), packed.labels, names
 
-
-def train_jointly(run: Run) -> None:
-    """Train everything end to end on fresh views; the alignment goes on beside, on the same visual tokens."""
-    run.start("joint")
-    aligner = align.Aligner(run.corpus, run.packer, run.tokenizer.get_vocab_size(), run.seed)
-    drawer = tasks.Tasks(run.corpus, run.corpus.train_images.tolist())
-    told, evaluated, hits, aligned = time.monotonic(), time.monotonic(), Meter(), Meter()
-    share = run.elapsed_s / run.budget_s
+    if run.step == 0:
+        with torch.no_grad():
+            margins, labels, _ = score(0)
+        comparator.scale_answers(run.model, margins[labels == 0])
+        run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
+    run.spend()
+    share, hits, told, evaluated = run.elapsed_s / run.budget_s, Meter(), time.monotonic(), time.monotonic()
     while share < 1.0:
-        rng, numbers = (
-            random.Random(run.seed * 2_000_003 + run.step),
-            np.random.default_rng((run.seed, run.step, 3)),
-        )
-        phase, shape = listwise.JOINT, rng.choice(listwise.SHAPES)
-        names = rng.choices(list(phase.mix), list(phase.mix.values()), k=phase.rows)
-        rows = [drawer.make(name, rng, phase.candidates, phase.hard) for name in names]
-        packed = run.packer.pack(rows, lambda _, shape=shape: (shape[0] // UNIT, shape[1] // UNIT))  # type: ignore[misc]
-        images = np.array(packed.images, dtype=np.int64)
-        pixels = data.augment_images(run.corpus, images, *shape, torch.Generator().manual_seed(run.step + 17))
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = encode_images(run.model, pixels)
-            margins = score_rows(run.model, packed, tokens.flatten(0, 1), run.packer.answers)
-        loss, accuracy = listwise.compute_list_loss(margins.float(), packed.labels)
-        known, known_accuracy = aligner.compute_loss(run.model, tokens, images, run.extra.scale, numbers)
-        share = run.advance(loss + 0.15 * known)
-        hits.add(loss.item(), accuracy)
-        aligned.add(known.item(), known_accuracy)
+        margins, labels, names = score(run.step)
+        loss, right = listwise.compute_list_loss(margins, labels)
+        share = run.advance(loss)
+        hits.add(loss.item(), float(np.mean(right)), dict(zip(names, right, strict=True)))
         if run.step % LOG_EVERY_STEPS == 0:
-            rate = phase.rows * phase.candidates * LOG_EVERY_STEPS / (time.monotonic() - told)
-            run.log(**hits.take(), align=aligned.take(), pairs_per_s=round(rate, 1), images=len(images))
+            rate = listwise.ROWS * listwise.CANDIDATES * LOG_EVERY_STEPS / (time.monotonic() - told)
+            run.log(**hits.take(), pairs_per_s=round(rate, 1))
             told = time.monotonic()
         if time.monotonic() - evaluated > EVALUATE_EVERY_S or share >= 1.0:
             run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
@@ -286,20 +254,22 @@ def train_jointly(run: Run) -> None:
 
 @dataclass(slots=True)
 class Meter:
-    """Means since the last report, and a slow mean of the accuracy that decides when a phase is over."""
+    """Means since the last report, of all rows and by task."""
 
-    smooth: float = 0.0
     losses: list[float] = field(default_factory=list)
     hits: list[float] = field(default_factory=list)
+    by_task: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, loss: float, accuracy: float) -> None:
+    def add(self, loss: float, accuracy: float, tasks: Mapping[str, float] = MappingProxyType({})) -> None:
+        for task, hit in tasks.items():
+            self.by_task.setdefault(task, []).append(hit)
         self.losses.append(loss)
         self.hits.append(accuracy)
-        self.smooth += 0.03 * (accuracy - self.smooth)
 
     def take(self) -> dict[str, float]:
         means = {"loss": round(float(np.mean(self.losses)), 4), "acc": round(float(np.mean(self.hits)), 4)}
-        self.losses, self.hits = [], []
+        means |= {task: round(float(np.mean(hits)), 3) for task, hits in sorted(self.by_task.items())}
+        self.losses, self.hits, self.by_task = [], [], {}
         return means
 
 
@@ -321,9 +291,9 @@ def main(arguments: list[str] | None = None) -> int:
                         help="folder of image_text.jsonl.gz and the zips (default: ../shared/data/train)")  # fmt: skip
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="checkpoints and the log go here")
     parser.add_argument(
-        "--budget-minutes", type=float, default=88.0, help="wall time of all stages (default: 88)"
+        "--budget-minutes", type=float, default=54.0, help="wall time of all stages (default: 54)"
     )
-    parser.add_argument("--stages", default="vision,listwise,joint", help="which stages to run, in order")
+    parser.add_argument("--stages", default="vision,polish,listwise", help="which stages to run, in order")
     parser.add_argument("--batch", type=int, default=192, help="images of a vision step (default: 192)")
     parser.add_argument("--seed", type=int, default=1, help="seed of weights, views and rows (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
@@ -345,12 +315,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     for stage in chosen.stages.split(","):
         run.budget_s = chosen.budget_minutes * 60 * SHARES[stage]
-        if stage == "vision":
-            train_vision(run, chosen.batch)
+        if stage in SIDES:
+            train_vision(run, stage, chosen.batch)
         elif stage == "listwise":
             train_listwise(run)
-        elif stage == "joint":
-            train_jointly(run)
     return 0
 
 
