@@ -10,7 +10,9 @@ LIMIT_LINES = 400
 
 
 def main() -> int:
-    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"], check=True, capture_output=True, text=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], check=True, capture_output=True, text=True
+    )
     long = [
         (lines, name)
         for name in tracked.stdout.split()
