@@ -57,8 +57,8 @@ def test_no_file_tells_of_the_machine_that_made_it() -> None:
     for path in DEMO_DIRECTORY.glob("*.json"):
         text = path.read_text(encoding="utf-8")
         assert "_name_or_path" not in text
-        assert "/work/" not in text
-        assert "/home/" not in text
+        if path.name != "tokenizer.json":  # whose vocabulary may well have words that begin so
+            assert '"/' not in text, "no value is an absolute path"
 
 
 @pytest.mark.parametrize(
