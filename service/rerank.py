@@ -50,7 +50,10 @@ class Rerank:
         self.deadline_s = deadline_s
 
     async def __call__(self, exchange: Exchange, ask: Ask) -> Ranking:
-        """Hold, clean, score, rank, settle. Raises what `service.errors.TABLE` knows; nothing stays held."""
+        """Hold, clean, score, rank, settle. Raises what `service.errors.TABLE` knows.
+
+        Nothing stays held, but where the database goes away between hold and settle: then until the hold's lease ends.
+        """
         assert exchange.caller is not None
         with exchange.stage("hold"):
             hold = await self.ledger.hold(exchange, ask)
@@ -99,11 +102,9 @@ def rank(scores: Scores, top_n: int) -> Ranking:
     margins = scores.margins
     if not all(map(math.isfinite, margins)):
         raise ModelFailed
-    order = sorted(range(len(margins)), key=lambda index: -margins[index])[
-        :top_n
-    ]  # stable: ties keep their order
+    order = sorted(range(len(margins)), key=lambda index: -margins[index])  # stable: ties keep their order
     return Ranking(
-        places=tuple(Place(index, sigmoid(margins[index])) for index in order),
+        places=tuple(Place(index, sigmoid(margins[index])) for index in order[:top_n]),
         input_tokens=scores.input_tokens,
         image_tokens=scores.image_tokens,
         warnings=tuple(f"documents[{index}] was cut to fit." for index in scores.truncated),

@@ -16,6 +16,7 @@ import pytest
 
 from tenants import embedded
 from tests.acceptance.service_process import (
+    REPOSITORY,
     Process,
     Service,
     Tenant,
@@ -203,6 +204,10 @@ def test_without_its_model_it_says_so_refuses_at_once_and_ends_by_ctrl_c(tmp_pat
             assert str(tmp_path) not in answer.text + ready.text
             (entry,) = service.entries(tenant.name)
             assert (entry["decision"], entry["status"]) == ("failed", 503)
+            # What failed on our side gives its images back: else the second 20 would be over the 20 a minute.
+            dog = base64.b64encode((REPOSITORY / "docs/samples/dog.webp").read_bytes()).decode()
+            pictures = {"query": "a dog", "documents": [{"image": dog}] * 20}
+            assert [service.rerank(pictures, tenant.key).status_code for _ in range(2)] == [503, 503]
             # It also has the shortest deadline of all these services: a body that never comes is not waited for.
             status, told = converse(service, f"Authorization: Bearer {tenant.key}", "Content-Length: 1000")
             assert (status, told["code"]) == (408, "body_too_slow")
