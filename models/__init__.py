@@ -17,6 +17,7 @@ A `Reranker` turns a job into `Scores`, one per candidate, in the order of the c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,6 +36,10 @@ class ModelFailed(ModelError):
 
 class JobTooLong(ModelError):
     """The query, alone or with one candidate's image, does not fit into the model's context."""
+
+
+class JobExpired(ModelError):
+    """The job's deadline passed before it was computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +86,9 @@ class Scores:
     `margins[i]` is z_yes - z_no at candidate i's last position, in fp32; the relevance score is its sigmoid
     (facts: lychee-rerank-mm, section 1.3). `truncated` lists the candidates whose text was cut to fit.
     `input_tokens` and, within them, `image_tokens` are what the reference would have read: the whole prompt,
-    once per candidate. `computed_tokens` is what ran: the prefix once, equal candidates once. `stages_ms` has
-    "tokenize", "vision" (resizing included) and "forward".
+    once per candidate. `computed_tokens` is what ran: the prefix once, equal candidates once, nothing that a
+    session had kept. `reused_images` counts distinct images whose features were at hand. `stages_ms` has
+    "tokenize", "vision" (resizing included) and "forward": the time of the threads that did it, added up.
     """
 
     margins: tuple[float, ...]
@@ -90,6 +96,7 @@ class Scores:
     image_tokens: int
     computed_tokens: int
     truncated: tuple[int, ...] = ()
+    reused_images: int = 0
     stages_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -106,18 +113,47 @@ class ModelCard:
     context_tokens: int
 
 
+Done = Callable[[Scores | Exception], None]
+"""Takes a job's scores, or why there are none: a `ModelError`, or whatever went wrong in unforeseen ways."""
+
+
 class Reranker(Protocol):
-    """Scores jobs. Not safe for use from several threads at once."""
+    """Scores jobs, several at a time on threads of its own. Every method may be called from any thread."""
 
     @property
     def card(self) -> ModelCard: ...
 
     def score(self, job: Job) -> Scores:
-        """Score every candidate of `job`.
+        """Score every candidate of `job`, and wait for it.
 
         Raises `JobTooLong` where the prefix, alone or with one candidate's image, exceeds the context, and
         `ModelFailed` where a score is not finite; then there are no scores at all.
         """
+        ...
+
+    def begin(
+        self,
+        ticket: int,
+        job: Job,
+        done: Done,
+        *,
+        session: str | None = None,
+        deadline_s: float | None = None,
+    ) -> None:
+        """Score `job` beside others; `done` is called once, from another thread, unless it is cancelled.
+
+        `ticket` is the caller's number for it. `deadline_s` is on the clock of `time.monotonic`: a job that is
+        not finished then fails with `JobExpired`, and what is left of it is not computed. What the job computes
+        is kept under `session`, and what was kept there is used, until `end_session`.
+        """
+        ...
+
+    def cancel(self, ticket: int) -> None:
+        """Drop what is left of a job; `done` is not called any more. Nothing happens where it has ended."""
+        ...
+
+    def end_session(self, session: str) -> None:
+        """Overwrite and free all that was kept under `session`, at once or when its running jobs have ended."""
         ...
 
 
