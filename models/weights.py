@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from models import DEMO, ModelNotFound
 
@@ -21,6 +21,10 @@ WEIGHTS = "*.safetensors"
 CONFIGURATION = ("config.json", "model.safetensors.index.json", "preprocessor_config.json", "tokenizer.json")
 REQUIRED = ("config.json", "tokenizer.json")
 
+Dtype = Literal["bf16", "fp32"]
+
+_FAST_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Flags of /proc/cpuinfo, x86's and ARM's, that mean: this CPU multiplies matrices in bf16, and need not emulate."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -61,6 +65,27 @@ def digest(directory: Path) -> str:
         with path.open("rb") as stream:
             total.update(f"{path.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def files(directory: Path) -> list[Path]:
+    """The files that the weights are in: one, or the shards of an index. Raises `OSError` and `ValueError`."""
+    whole = directory / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    names = read_json(directory, "model.safetensors.index.json").get("weight_map", {}).values()
+    shards = [directory / name for name in sorted(set(names))]
+    if not shards or any(shard.parent != directory or not shard.match(WEIGHTS) for shard in shards):
+        raise ValueError("no whole weights, and no index of shards in the same directory")
+    return shards
+
+
+def cpu_dtype() -> Dtype:
+    """bf16 where this machine's CPU has matrix instructions for it, fp32 where it would emulate them."""
+    try:
+        words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:  # not Linux
+        return "fp32"
+    return "bf16" if _FAST_BF16.intersection(words) else "fp32"
 
 
 def read_json(directory: Path, file: str) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""A checkpoint's tensors, mapped and never copied, in the stock model.
+
+Where the dtype asked for is the checkpoint's own, every parameter on the CPU is a view of its file's pages, which
+all processes of the host share; the mapping is private, so that nothing written here reaches another process. Where
+it is not, the parameters are converted copies of this process alone, unless the fleet hands down weights that
+`models.sealing` has converted once for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from models import ModelFailed, ModelNotFound, attention, weights
+from models.stock import (
+    AttentionInterface,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    transformers_logging,
+)
+
+
+def native_dtype(device: torch.device) -> weights.Dtype:
+    """The dtype that `device` multiplies fastest in: bf16 on a GPU, and on a CPU that has instructions for it."""
+    return weights.cpu_dtype() if device.type == "cpu" else "bf16"
+
+
+def load_model(
+    checkpoint: weights.Checkpoint, device: torch.device, dtype: torch.dtype, *, shared: int | None = None
+) -> Qwen2_5_VLForConditionalGeneration:
+    """The stock model with the checkpoint's weights on `device`, in evaluation mode, without gradients.
+
+    Its language model attends by `attention.NAME`, its vision tower by SDPA. `shared` is the descriptor of weights
+    that `models.sealing.seal` made of this checkpoint; it may be closed afterwards. Raises `ModelNotFound` where
+    config.json is not a Qwen2.5-VL configuration, `ModelFailed` where the weights cannot be read, or where one is
+    missing, has another shape, or belongs to no part of the model.
+    """
+    AttentionInterface.register(attention.NAME, attention.attend)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    config = _read_config(checkpoint)
+    try:
+        # A path of the descriptor opens the same sealed memory again.
+        files = weights.files(checkpoint.directory) if shared is None else [Path(f"/proc/self/fd/{shared}")]
+        model: Any
+        loaded: dict[str, Any]
+        model, loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(  # type: ignore[misc]
+            None,
+            config=config,
+            state_dict=_map(files),
+            dtype=dtype,
+            attn_implementation={"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"},
+            output_loading_info=True,
+        )
+    except Exception as exc:  # transformers, safetensors and torch each raise errors of their own
+        raise ModelFailed(f"the weights of model {checkpoint.name!r} cannot be loaded") from exc
+    # transformers fills a missing weight with random numbers and goes on; a reranker must not.
+    if any(loaded[keys] for keys in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs")):
+        raise ModelFailed(f"the weights of model {checkpoint.name!r} are not whole, or not its own")
+    whole: Qwen2_5_VLForConditionalGeneration = model.to(device).eval().requires_grad_(False)
+    return whole
+
+
+def _read_config(checkpoint: weights.Checkpoint) -> Any:
+    try:
+        config: Any = Qwen2_5_VLConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+    except Exception as exc:  # transformers' strict dataclasses raise errors of their own
+        raise ModelNotFound(
+            f"the config.json of model {checkpoint.name!r} is not a Qwen2.5-VL configuration"
+        ) from exc
+    if "sliding_attention" in config.text_config.layer_types:
+        raise ModelFailed(f"model {checkpoint.name!r} uses sliding windows, which packs do not know")
+    return config
+
+
+def _map(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Every tensor of `files`, as a view of a private mapping of its file: nothing is read yet."""
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt", device="cpu", backend="mmap") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
+                if name in tensors:
+                    raise ModelFailed(f"two files hold a tensor {name!r}")
+                tensors[name] = opened.get_tensor(name)
+    return tensors
