@@ -48,6 +48,8 @@ class Decision(StrEnum):
     FAILED = "failed"
     ORPHANED = "orphaned"
     """Its gateway vanished; whether work was done is not known."""
+    EXPIRED = "expired"
+    """Nobody asked: a session's time was over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class Entry:
     stages_us: tuple[tuple[str, int], ...] = ()
     client: str = ""
     """Fingerprint of the client's address."""
+    session: str = ""
+    """The session's id, where it is about one or used one; else the bytes have no such key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +212,7 @@ def micro_units(score: float) -> int:
 
 def encode(entry: Entry) -> bytes:
     """The entry's canonical bytes (equal to RFC 8785 on this domain: ASCII keys, no floats)."""
+    session = {"session": entry.session} if entry.session else {}
     return orjson.dumps(
         {
             "at_us": entry.at_us,
@@ -227,6 +232,7 @@ def encode(entry: Entry) -> bytes:
             "query": _item(entry.query) if entry.query is not None else {},
             "request_id": entry.request_id,
             "role": str(entry.role),
+            **session,
             "stages_us": dict(entry.stages_us),
             "status": entry.status,
             "tenant": str(entry.tenant),
@@ -260,6 +266,7 @@ def decode(body: bytes) -> Entry:
             model_digest=raw["model_digest"],
             stages_us=tuple(sorted(raw["stages_us"].items())),
             client=raw["client"],
+            session=raw.get("session", ""),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise EntryInvalid from exc

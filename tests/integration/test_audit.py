@@ -49,6 +49,7 @@ ENTRIES = st.builds(
         lambda stages: tuple(sorted(stages.items()))
     ),
     client=SAFE,
+    session=SAFE,
 )
 
 
@@ -75,6 +76,14 @@ def test_every_entry_reads_back_equal_from_canonical_bytes(entry: Entry) -> None
     assert decode(body) == entry
     assert body == orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
     assert _only_integers_and_strings(orjson.loads(body))
+
+
+def test_an_entry_that_tells_of_no_session_has_the_bytes_it_had_before_there_were_any() -> None:
+    entry = entry_for(TenantId(uuid.uuid4()))
+    assert b"session" not in encode(entry)
+    assert decode(encode(entry)).session == ""
+    with pytest.raises(EntryInvalid):
+        decode(encode(entry).replace(b'"stages_us"', b'"session":"","stages_us"'))
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b"{", b'{"at_us":1}'])
