@@ -30,6 +30,7 @@ from tenants.errors import (
     DatabaseUnavailable,
     QuotaExceeded,
     RequestTooCostly,
+    SessionNotFound,
     Unauthenticated,
 )
 from tenants.errors import (
@@ -145,6 +146,7 @@ TABLE: dict[type[Exception], Meaning] = {
     ModelUnknown: Meaning(404, "model_not_found"),
     NotReady: Meaning(503, "not_ready", 1),
     NotFound: Meaning(404, "not_found"),
+    SessionNotFound: Meaning(404, "session_not_found"),
     MethodNotAllowed: Meaning(405, "method_not_allowed"),
     ImageRejected: Meaning(422, "image_rejected"),
     Overloaded: Meaning(503, "overloaded", 1),

@@ -7,6 +7,7 @@
     ├── Forbidden               who calls is known and may not
     │   └── TenantSuspended
     ├── TenantNotFound · TenantExists · KeyNotFound
+    ├── SessionNotFound         unknown, closed, expired, another tenant's, or no id at all: one message for all
     ├── InvalidName             a tenant's or key's name that we do not take
     ├── InvalidPolicy           a policy that contradicts itself, or has unknown fields
     ├── QuotaExceeded           a limit is used up; come back after `retry_after_s`
@@ -88,6 +89,10 @@ class KeyNotFound(TenancyError):
     """There is no such key."""
 
 
+class SessionNotFound(TenancyError):
+    """There is no such open session."""
+
+
 class InvalidName(TenancyError):
     """The name is not valid."""
 
@@ -99,8 +104,8 @@ class InvalidPolicy(TenancyError):
 class QuotaExceeded(TenancyError):
     """A limit of the tenant is used up.
 
-    `violated` names the limits (`requests`, `images`, `concurrency`); all of them let the same request
-    through `retry_after_s` from now if nothing else is asked meanwhile. `standings` tells every limit's
+    `violated` names the limits (`requests`, `images`, `concurrency`, or `sessions` alone); all of them let
+    the same request through `retry_after_s` from now if nothing else is asked meanwhile. `standings` tells every limit's
     state.
     """
 

@@ -18,6 +18,7 @@ from tenants.errors import InvalidPolicy
 MOST_PER_MINUTE = 1_000_000
 """Above it, one request's share of a minute would round to nothing in Postgres' microseconds."""
 MOST_CONCURRENT = 1_000
+MOST_SESSIONS = 1_000
 MOST_DOCUMENTS = 1_000
 MOST_TEXT_LENGTH = 1_000_000
 MODEL_NAME_LENGTH = 200
@@ -46,6 +47,8 @@ class Policy:
     documents_per_request: int = 1_000
     images_per_request: int = 20
     """Images of one request, the query's included; 0 refuses images."""
+    sessions: int = 100
+    """Sessions open at the same time; 0 refuses sessions."""
     isolation: Isolation = Isolation.ISOLATED
     keep_warm: bool = False
     """Keep a worker of this tenant loaded although it is idle."""
@@ -59,6 +62,7 @@ class Policy:
         _check_range("text_length", self.text_length, 1, MOST_TEXT_LENGTH)
         _check_range("documents_per_request", self.documents_per_request, 1, MOST_DOCUMENTS)
         _check_range("images_per_request", self.images_per_request, 0, MOST_DOCUMENTS + 1)
+        _check_range("sessions", self.sessions, 0, MOST_SESSIONS)
         if self.request_burst is not None:
             _check_range("request_burst", self.request_burst, 1, MOST_PER_MINUTE)
         if self.image_burst is not None:

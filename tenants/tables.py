@@ -153,3 +153,25 @@ hold = Table(
     PrimaryKeyConstraint("tenant_id", "request_id", name="hold_pkey"),
     Index("hold_expires", "expires_at"),
 )
+
+session = Table(
+    "session",
+    metadata,
+    Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="session_tenant_fkey"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    _time("created_at", default=True),
+    Column("ttl_s", Integer, nullable=False),
+    Column(
+        "expires_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        comment="moves with every use, never beyond ends_at",
+    ),
+    _time("ends_at"),
+    _time("last_used_at", nullable=True),
+    Column("requests", BigInteger, nullable=False, server_default=text("0")),
+    PrimaryKeyConstraint("tenant_id", "id", name="session_pkey"),
+    CheckConstraint("ttl_s > 0", name="session_ttl_check"),
+    Index("session_expires", "expires_at"),
+)

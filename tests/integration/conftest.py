@@ -25,6 +25,7 @@ from tenants.database import Database, Urls, migrate, provision
 from tenants.directory import Directory
 from tenants.policy import Policy
 from tenants.quotas import Quotas
+from tenants.sessions import Sessions
 
 TEMPLATE = "pericarp"
 _numbers = itertools.count(1)
@@ -134,6 +135,11 @@ def audit(database: Database, installation_secrets: Secrets) -> Audit:
 @pytest.fixture
 def quotas(database: Database) -> Quotas:
     return Quotas(database)
+
+
+@pytest.fixture
+def sessions(database: Database) -> Sessions:
+    return Sessions(database)
 
 
 MakeCaller = Callable[..., Awaitable[Caller]]

@@ -17,9 +17,10 @@ from tenants.access import Access, Caller, Role, TenantId
 from tenants.audit import Audit, Decision, Entry
 from tenants.database import Database
 from tenants.directory import Directory, Key
-from tenants.errors import KeyNotFound, QuotaExceeded
+from tenants.errors import KeyNotFound, QuotaExceeded, SessionNotFound
 from tenants.policy import Policy
 from tenants.quotas import Hold, Quotas
+from tenants.sessions import Session, Sessions, make_session_id
 from tenants.tables import metadata
 from tests.integration.conftest import MakeCaller
 
@@ -35,18 +36,21 @@ class Resident:
     key: Key
     hold: Hold
     receipt: uuid.UUID
+    session: Session
 
 
 @pytest.fixture
 async def residents(
-    directory: Directory, quotas: Quotas, audit: Audit, make_caller: MakeCaller
+    directory: Directory, quotas: Quotas, audit: Audit, sessions: Sessions, make_caller: MakeCaller
 ) -> AsyncIterator[tuple[Resident, Resident]]:
     async def settle_in() -> Resident:
         caller = await make_caller(Policy(concurrent_requests=1))
         (key,) = await directory.list_keys(caller.tenant)
-        receipt = await audit.record(entry_for(caller, str(uuid.uuid4())))
+        session_id = make_session_id()
+        opening = replace(entry_for(caller, str(uuid.uuid4())), session=session_id)
+        session, receipt = await sessions.open(caller, session_id, opening)
         hold = await quotas.hold(caller, str(uuid.uuid4()), images=1)
-        return Resident(caller, key, hold, receipt)
+        return Resident(caller, key, hold, receipt, session)
 
     first, second = await settle_in(), await settle_in()
     yield first, second
@@ -139,7 +143,9 @@ async def test_nothing_is_written_for_another_tenant(
             await connection.execute(text(statement), {"other": second.caller.tenant})
 
 
-@pytest.mark.parametrize("table", ["key", "key_secret", "policy", "tenant", "quota", "slot", "hold"])
+@pytest.mark.parametrize(
+    "table", ["key", "key_secret", "policy", "tenant", "quota", "slot", "hold", "session"]
+)
 async def test_no_row_moves_to_another_tenant(
     database: Database, residents: tuple[Resident, Resident], table: str
 ) -> None:
@@ -259,6 +265,21 @@ async def test_the_same_request_id_of_two_tenants_is_two_requests(
         for hold, caller in zip(holds, (first, second), strict=True)
     ]
     assert receipts[0] != receipts[1]
+
+
+async def test_sessions_keep_tenants_apart(sessions: Sessions, residents: tuple[Resident, Resident]) -> None:
+    for mine, theirs in (residents, residents[::-1]):
+        tenant, session_id = mine.caller.tenant, theirs.session.id
+        closing = replace(entry_for(mine.caller, str(uuid.uuid4())), session=session_id)
+        with pytest.raises(SessionNotFound):
+            await sessions.find(tenant, session_id)
+        with pytest.raises(SessionNotFound):
+            await sessions.use(tenant, session_id)
+        with pytest.raises(SessionNotFound):
+            await sessions.close(tenant, session_id, closing)
+        assert await sessions.list_open(tenant) == (mine.session,)
+        assert await sessions.gone([(tenant, session_id)]) == [(tenant, session_id)]
+        assert await sessions.find(theirs.caller.tenant, session_id) == theirs.session
 
 
 async def test_the_log_keeps_tenants_apart(audit: Audit, residents: tuple[Resident, Resident]) -> None:

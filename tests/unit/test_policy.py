@@ -44,6 +44,7 @@ def test_a_burst_is_a_minutes_worth_unless_it_is_set() -> None:
         text_length=st.integers(1, 1_000_000),
         documents_per_request=st.integers(1, 1_000),
         images_per_request=st.integers(0, 20),
+        sessions=st.integers(0, 1_000),
         keep_warm=st.booleans(),
         allowed_models=st.lists(st.sampled_from(["a", "b/c", "模型"])).map(tuple),
     )
@@ -82,6 +83,8 @@ def test_other_json_is_refused(text: str) -> None:
         {"concurrent_requests": 0},
         {"documents_per_request": 1_001},
         {"text_length": 0},
+        {"sessions": -1},
+        {"sessions": 1_001},
         {"keep_warm": 1},
         {"isolation": "isolated"},
         {"allowed_models": ["a"]},
