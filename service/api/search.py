@@ -5,16 +5,15 @@ Bodies are read here and not by the framework, so that parsing costs one pass an
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from service.api.schemas import Problem, RerankAnswer, read
-from service.errors import BadRequest, BodyTooSlow, Forbidden, ModelUnknown, NotReady
+from service.api.requests import PROBLEMS, read_body, require
+from service.api.schemas import RerankAnswer, read
+from service.errors import ModelUnknown, NotReady
 from service.watch import metrics
 
 if TYPE_CHECKING:
@@ -22,24 +21,7 @@ if TYPE_CHECKING:
     from service.fleet.router import Fleet
     from service.rerank import Ranking, Rerank
     from service.screening.pool import Screen
-    from tenants.access import Caller
     from tenants.database import Database
-
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": description}
-    for status, description in {
-        401: "No key, or not a valid one.",
-        403: "The key's role may not do this.",
-        404: "No such model.",
-        408: "The body did not arrive within the deadline.",
-        413: "The body is too large.",
-        422: "The request, or an image in it, cannot be used; `field` and `limit` say why.",
-        429: "A limit of the tenant is used up; `Retry-After` says when to come back.",
-        502: "The model gave no usable score.",
-        503: "No worker, or the log cannot be written; try again after `Retry-After`.",
-        504: "The deadline passed.",
-    }.items()
-}
 
 RERANK_BODY: dict[str, Any] = {
     "requestBody": {
@@ -88,15 +70,9 @@ def build_router(
         """Query and documents are each text, an image, or both; up to 1,000 documents in one request."""
         exchange: Exchange = request.state.exchange
         exchange.operation = "rerank"
-        caller = _require(exchange, "search")
+        caller = require(exchange, "search")
         policy = caller.policy
-        try:
-            async with asyncio.timeout(deadline_s):
-                body = await request.body()
-        except TimeoutError:
-            raise BodyTooSlow(f"The body did not arrive within {deadline_s:g} s.") from None
-        except ClientDisconnect:
-            raise BadRequest("The body ended before all of it was sent.") from None
+        body = await read_body(request, deadline_s)
         with exchange.stage("parse"):
             ask, named = read(
                 body,
@@ -147,21 +123,12 @@ def build_router(
     async def export_metrics(request: Request) -> Response:
         """Counts over all tenants, so only the platform's own keys may read them."""
         request.state.exchange.operation = "metrics"
-        _require(request.state.exchange, "platform_admin")
+        require(request.state.exchange, "platform_admin")
         for state in ("assigned", "spare"):
             metrics.WORKERS.labels(state).set(sum(worker.state == state for worker in fleet.workers()))
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     return router
-
-
-def _require(exchange: Exchange, role: str) -> Caller:
-    caller = exchange.caller
-    if caller is None:  # the door lets nobody else in; this is a second lock, not a path
-        raise Forbidden
-    if caller.role != role:
-        raise Forbidden(f"This needs a key with the role {role}; this one has {caller.role}.", reason="role")
-    return caller
 
 
 def _answer(exchange: Exchange, ask: Ask, ranking: Ranking, model: str) -> dict[str, Any]:

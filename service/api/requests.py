@@ -1,0 +1,54 @@
+"""What every route asks of a request: its caller's role and its body; and how each may be refused."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect
+
+from service.api.schemas import Problem
+from service.errors import BadRequest, BodyTooSlow, Forbidden
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from service.asks import Exchange
+    from tenants.access import Caller
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": description}
+    for status, description in {
+        401: "No key, or not a valid one.",
+        403: "The key's role may not do this.",
+        404: "No such model, or no such open session.",
+        408: "The body did not arrive within the deadline.",
+        413: "The body is too large.",
+        422: "The request, or an image in it, cannot be used; `field` and `limit` say why.",
+        429: "A limit of the tenant is used up; `Retry-After` says when to come back.",
+        502: "The model gave no usable score.",
+        503: "No worker, or the log cannot be written; try again after `Retry-After`.",
+        504: "The deadline passed.",
+    }.items()
+}
+
+
+def require(exchange: Exchange, role: str) -> Caller:
+    """The caller, who has that role. Raises `Forbidden` for any other."""
+    caller = exchange.caller
+    if caller is None:  # the door lets nobody else in; this is a second lock, not a path
+        raise Forbidden
+    if caller.role != role:
+        raise Forbidden(f"This needs a key with the role {role}; this one has {caller.role}.", reason="role")
+    return caller
+
+
+async def read_body(request: Request, deadline_s: float) -> bytes:
+    """The whole body. Raises `BodyTooSlow`, `BodyTooLarge` (from the door), and `BadRequest` where it breaks off."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await request.body()
+    except TimeoutError:
+        raise BodyTooSlow(f"The body did not arrive within {deadline_s:g} s.") from None
+    except ClientDisconnect:
+        raise BadRequest("The body ended before all of it was sent.") from None
