@@ -38,6 +38,16 @@ class JobTooLong(ModelError):
     """The query, alone or with one candidate's image, does not fit into the model's context."""
 
 
+class CandidateTooLong(JobTooLong):
+    """A candidate's text does not fit, and may not be cut."""
+
+    def __init__(self, item: Item, limit_tokens: int) -> None:
+        """`item` is one of the job's candidates; `limit_tokens` of its text would have fitted."""
+        super().__init__("a candidate's text does not fit, and may not be cut")
+        self.item = item
+        self.limit_tokens = limit_tokens
+
+
 class JobExpired(ModelError):
     """The job's deadline passed before it was computed."""
 
@@ -71,12 +81,17 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One query and its candidates. `instruction=None` means the prompt's default instruction."""
+    """One query and its candidates. `instruction=None` means the prompt's default instruction.
+
+    A candidate's text loses its tail after `max_candidate_tokens`, or where the model's context ends; with
+    `truncate=False` such a job fails instead, with `CandidateTooLong`.
+    """
 
     query: Item
     candidates: tuple[Item, ...]
     instruction: str | None = None
     max_candidate_tokens: int | None = None
+    truncate: bool = True
 
 
 @dataclass(frozen=True, slots=True)

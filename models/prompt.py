@@ -30,7 +30,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from models import Item, Job, JobTooLong, ModelFailed, Pixels
+from models import CandidateTooLong, Item, Job, JobTooLong, ModelFailed, Pixels
 from models.packing import Grid, Placed, Segment
 
 SYSTEM = (
@@ -101,17 +101,19 @@ class Prompt:
 
         A candidate's text loses tokens at its tail where it exceeds `job.max_candidate_tokens` or where
         prefix and candidate together exceed `context_tokens`; images and the closing turn are never cut.
-        Raises `JobTooLong` where that leaves no room, `ModelFailed` where a control token came from anywhere
-        but the template.
+        Raises `JobTooLong` where that leaves no room, `CandidateTooLong` for the first text that would be cut
+        where `job.truncate` is off, `ModelFailed` where a control token came from anywhere but the template.
         """
         prefix = self._prefix(job.query, INSTRUCTION if job.instruction is None else job.instruction, grids)
         candidates, truncated = [], []
         for index, item in enumerate(job.candidates):
-            segment, cut = self._candidate(
+            segment, limit_tokens = self._candidate(
                 item, grids, room_tokens=context_tokens - len(prefix), text_tokens=job.max_candidate_tokens
             )
             candidates.append(segment)
-            if cut:
+            if limit_tokens is not None:
+                if not job.truncate:
+                    raise CandidateTooLong(item, limit_tokens)
                 truncated.append(index)
         return Sheet(prefix, tuple(candidates), tuple(truncated))
 
@@ -128,7 +130,8 @@ class Prompt:
 
     def _candidate(
         self, item: Item, grids: Mapping[Pixels, Grid], *, room_tokens: int, text_tokens: int | None
-    ) -> tuple[Segment, bool]:
+    ) -> tuple[Segment, int | None]:
+        """The candidate, and after how many tokens its text was cut, if it was."""
         ids: list[int] = []
         placed = None
         if item.image is not None:
@@ -149,7 +152,7 @@ class Prompt:
         keep = min(len(text), room if text_tokens is None else min(room, text_tokens))
         ids += text[:keep]
         ids += self._closing
-        return self._checked(ids, placed, self._closing), keep < len(text)
+        return self._checked(ids, placed, self._closing), keep if keep < len(text) else None
 
     def _add_image(self, ids: list[int], grid: Grid) -> int:
         """Append an image block; its first visual token's place."""

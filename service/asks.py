@@ -39,6 +39,7 @@ class Ask:
     top_n: int
     return_documents: bool
     max_tokens_per_doc: int | None
+    truncate: bool
 
     @property
     def items(self) -> tuple[RawItem, ...]:

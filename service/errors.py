@@ -9,6 +9,7 @@
     ├── ModelUnknown        the request names a model that is not served
     ├── NotReady            no worker has scored its warm-up yet, or the database does not answer
     ├── MethodNotAllowed
+    ├── DocumentTooLong     a document would have to be cut, and truncation is off; `field` says which
     ├── ImageRejected       an image that no model should see; `field` says which
     ├── Overloaded          no room in a queue; come back after `retry_after_s`
     ├── WorkerLost          the worker died, and so did its replacement
@@ -95,6 +96,18 @@ class MethodNotAllowed(ServiceError):
     """This path does not take that method."""
 
 
+class DocumentTooLong(ServiceError):
+    """A document does not fit, and truncation is off."""
+
+    def __init__(self, index: int, limit_tokens: int) -> None:
+        """Of the text of `documents[index]`, `limit_tokens` would have fitted."""
+        super().__init__(
+            f"Of the text of documents[{index}], {limit_tokens} tokens fit. Shorten it, or leave truncation on.",
+            field=f"documents[{index}]",
+            limit=limit_tokens,
+        )
+
+
 class ImageRejected(ServiceError):
     """The image cannot be used.
 
@@ -148,6 +161,7 @@ TABLE: dict[type[Exception], Meaning] = {
     NotFound: Meaning(404, "not_found"),
     SessionNotFound: Meaning(404, "session_not_found"),
     MethodNotAllowed: Meaning(405, "method_not_allowed"),
+    DocumentTooLong: Meaning(422, "document_too_long"),
     ImageRejected: Meaning(422, "image_rejected"),
     Overloaded: Meaning(503, "overloaded", 1),
     WorkerLost: Meaning(503, "worker_lost", 1),

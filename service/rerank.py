@@ -91,7 +91,7 @@ class Rerank:
             raise
         pixels = {item.where: clean.pixels for item, clean in zip(images, cleaned, strict=True)}
         items = [Item(item.text, pixels.get(item.where)) for item in ask.items]
-        return Job(items[0], tuple(items[1:]), ask.instruction, ask.max_tokens_per_doc)
+        return Job(items[0], tuple(items[1:]), ask.instruction, ask.max_tokens_per_doc, ask.truncate)
 
     def _left_s(self, exchange: Exchange) -> float:
         return max(0.0, self.deadline_s - exchange.elapsed_ms / 1000)

@@ -95,6 +95,9 @@ class RerankRequest(_Strict):
     max_tokens_per_doc: int | None = Field(
         None, ge=1, le=131_072, description="Cut a document's text after so many tokens."
     )
+    truncation: bool = Field(
+        True, description="Cut a document's text where it is too long; if false, refuse the request."
+    )
 
 
 class Result(BaseModel):
@@ -186,6 +189,7 @@ def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: i
         top_n=top_n,
         return_documents=request.return_documents,
         max_tokens_per_doc=request.max_tokens_per_doc,
+        truncate=request.truncation,
     )
     if len(ask.images) > images_limit:
         raise BadRequest(

@@ -25,7 +25,7 @@ from typing import Any
 import structlog
 
 from models import Job, JobTooLong, ModelCard, ModelFailed
-from service.errors import BadRequest, BodyTooLarge, DeadlineExceeded, Overloaded, WorkerLost
+from service.errors import BadRequest, BodyTooLarge, DeadlineExceeded, DocumentTooLong, Overloaded, WorkerLost
 from service.fleet.router import Scored, Ticket, WorkerState
 from service.fleet.seats import Rules, Seat, Seating
 from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
@@ -37,6 +37,7 @@ from service.processes.wire import (
     FrameTooLarge,
     ScoreReply,
     ScoreRequest,
+    TooLong,
     WireError,
 )
 
@@ -376,6 +377,8 @@ def _error(reply: object) -> Exception:
             return BadRequest("The request holds text that is not valid Unicode.")
         case Failure(code="deadline"):
             return DeadlineExceeded()
+        case TooLong(index=index, limit_tokens=limit_tokens):
+            return DocumentTooLong(index, limit_tokens)
         case Failure(code="job_too_long", detail=detail):
             return JobTooLong(detail or "The query does not fit into the model's context.")
         case _:  # model_failed, internal, or no sense at all

@@ -21,10 +21,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from models import Item, Job, JobTooLong, ModelError, ModelFailed, Pixels, Reranker, Scores, load
+from models import (
+    CandidateTooLong,
+    Item,
+    Job,
+    JobTooLong,
+    ModelError,
+    ModelFailed,
+    Pixels,
+    Reranker,
+    Scores,
+    load,
+)
 from service.processes.parent import UNFORESEEN, Parent, leave, name_process
 from service.processes.sandbox import Confinement, confine
-from service.processes.wire import SCORING, Assign, Failure, Hello, ScoreReply, ScoreRequest, WireError
+from service.processes.wire import (
+    SCORING,
+    Assign,
+    Failure,
+    Hello,
+    ScoreReply,
+    ScoreRequest,
+    TooLong,
+    WireError,
+)
 
 OPEN_FILES = 1024
 CANNOT_LOAD = 4
@@ -85,13 +105,15 @@ def _serve(parent: Parent, reranker: Reranker) -> NoReturn:
         del message
 
 
-def _answer(reranker: Reranker, request: ScoreRequest) -> ScoreReply | Failure:
+def _answer(reranker: Reranker, request: ScoreRequest) -> ScoreReply | TooLong | Failure:
     if time.monotonic() > request.deadline_s:
         return Failure(request.id, "deadline")
     start_s = time.perf_counter()
     try:
         scores = reranker.score(request.job)
         _check(request.job, scores)
+    except CandidateTooLong as exc:
+        return TooLong(request.id, request.job.candidates.index(exc.item), exc.limit_tokens)
     except JobTooLong as exc:
         return Failure(request.id, "job_too_long", str(exc))
     except ModelFailed as exc:

@@ -106,6 +106,15 @@ class ScoreReply:
     worker_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """The job has no scores: candidate `index` may not be cut, and only `limit_tokens` of its text fit."""
+
+    id: int
+    index: int
+    limit_tokens: int
+
+
 COMMON: tuple[type, ...] = (Hello, Beat, Failure)
 """What every child may say."""
 
@@ -370,5 +379,5 @@ def _receive_exactly(connection: socket.socket, size: int, *, may_end: bool = Fa
     return b"".join(pieces)
 
 
-SCORING = Vocabulary(*COMMON, Assign, ScoreRequest, ScoreReply)
+SCORING = Vocabulary(*COMMON, Assign, ScoreRequest, ScoreReply, TooLong)
 """What the gateway and a worker say."""

@@ -129,6 +129,14 @@ CASES = (
     Case("the instruction is empty", posted(instruction=""), field="instruction", limit=1),
     Case("return_documents is a word", posted(return_documents="yes"), field="return_documents"),
     Case("max_tokens_per_doc is 0", posted(max_tokens_per_doc=0), field="max_tokens_per_doc", limit=1),
+    Case("truncation is a word", posted(truncation="END"), field="truncation"),
+    Case(
+        "a document that may not be cut",
+        posted(documents=["b", "b", "a b c " * 5], max_tokens_per_doc=4, truncation=False),
+        code="document_too_long",
+        field="documents[2]",
+        limit=4,
+    ),
     Case(
         "a text of a million characters",
         posted(documents=["a", "x" * 10**6]),

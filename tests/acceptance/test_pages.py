@@ -79,7 +79,7 @@ def test_the_description_has_every_field_of_a_request(openapi: dict[str, Any]) -
     assert set(request["properties"]) == set(RerankRequest.model_fields)
     assert set(request["properties"]) >= {
         *("model", "query", "documents", "instruction", "instruct", "top_n", "top_k"),
-        *("return_documents", "max_tokens_per_doc"),
+        *("return_documents", "max_tokens_per_doc", "truncation"),
     }
     assert set(request["required"]) == {"query", "documents"}
     assert request["properties"]["documents"]["maxItems"] == 1000

@@ -164,6 +164,11 @@ def test_a_document_that_was_cut_is_told_in_the_warnings(service: Service) -> No
     assert whole["usage"]["prompt_tokens"] > told["usage"]["prompt_tokens"]
 
 
+def test_a_document_that_fits_needs_no_cut(service: Service) -> None:
+    ask: dict[str, Any] = {"query": "rain", "documents": ["rain " * 60, "sun"]}
+    assert answer(service, **ask, truncation=False)["results"] == answer(service, **ask)["results"]
+
+
 def test_a_thousand_documents_fit_into_one_request(service: Service) -> None:
     told = answer(service, query="number 512", documents=[f"no. {number}" for number in range(1000)])
     assert len(told["results"]) == 1000

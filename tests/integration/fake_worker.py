@@ -1,6 +1,6 @@
 """A worker whose reranker is a puppet: the real main, wire and sandbox around a model that obeys the query.
 
-The query's text is a command: `sleep SECONDS`, `too-long`, `fail`, `raise`, `nan`, `uid`, `open PATH`; anything
+The query's text is a command: `sleep SECONDS`, `too-long`, `whole`, `fail`, `raise`, `nan`, `uid`, `open PATH`; anything
 else scores candidates by the length of their text. `--model` is how it starts: `puppet`, `missing`, `silent`.
 """
 
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from models import Job, JobTooLong, ModelCard, ModelFailed, ModelNotFound, Reranker, Scores
+from models import CandidateTooLong, Job, JobTooLong, ModelCard, ModelFailed, ModelNotFound, Reranker, Scores
 from service.fleet.worker import run
 
 
@@ -28,6 +28,8 @@ class Puppet:
             time.sleep(float(argument))
         elif command == "too-long":
             raise JobTooLong("the query has 101 tokens, more than 100")
+        elif command == "whole" and not job.truncate:
+            raise CandidateTooLong(job.candidates[-1], 7)
         elif command == "fail":
             raise ModelFailed
         elif command == "raise":

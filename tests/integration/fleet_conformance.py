@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
 from models import Item, Job, JobTooLong, ModelFailed, Pixels
-from service.errors import BadRequest, DeadlineExceeded, Overloaded
+from service.errors import BadRequest, DeadlineExceeded, DocumentTooLong, Overloaded
 from service.fleet.router import Fleet
 
 ACME, BETA = "5f0c1a2b-acme", "9e8d7c6b-beta"
@@ -105,6 +106,11 @@ class FleetConformance:
     async def test_the_model_s_own_refusals_keep_their_type(self, fleet: Fleet) -> None:
         with pytest.raises(JobTooLong, match="101 tokens"):
             await fleet.score(ACME, job("too-long"), deadline_s=20)
+        uncut = replace(job("whole"), truncate=False)
+        with pytest.raises(DocumentTooLong) as refused:
+            await fleet.score(ACME, uncut, deadline_s=20)
+        assert (refused.value.field, refused.value.limit) == ("documents[2]", 7)
+        await fleet.score(ACME, replace(uncut, truncate=True), deadline_s=20)
         for command in ("fail", "nan", "raise over my text"):
             with pytest.raises(ModelFailed) as failed:
                 await fleet.score(ACME, job(command), deadline_s=20)

@@ -11,7 +11,7 @@ import pytest
 
 import models
 from models import JobTooLong, ModelError, ModelFailed
-from service.errors import TABLE, ImageRejected, ServiceError, describe
+from service.errors import TABLE, DocumentTooLong, ImageRejected, ServiceError, describe
 from service.processes.children import ChildLost
 from service.processes.wire import WireError
 from tenants.errors import (
@@ -164,6 +164,13 @@ def test_an_errors_own_time_to_come_back_goes_before_the_tables() -> None:
 
     assert describe(Overloaded()).retry_after_s == 1
     assert describe(Overloaded(retry_after_s=30)).retry_after_s == 30
+
+
+def test_a_document_that_may_not_be_cut_is_named_with_what_would_fit() -> None:
+    trouble = describe(DocumentTooLong(3, 4096))
+    assert (trouble.status, trouble.code) == (422, "document_too_long")
+    assert (trouble.field, trouble.limit) == ("documents[3]", 4096)
+    assert "documents[3]" in trouble.detail and "4096 tokens" in trouble.detail
 
 
 def test_a_service_error_carries_what_its_caller_needs() -> None:

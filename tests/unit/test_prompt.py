@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from models import DEMO, Item, Job, JobTooLong, ModelFailed, Pixels
+from models import DEMO, CandidateTooLong, Item, Job, JobTooLong, ModelFailed, Pixels
 from models.packing import Grid
 from models.prompt import INSTRUCTION, Prompt, Sheet
 from models.weights import DEMO_DIRECTORY
@@ -222,6 +223,21 @@ def test_text_is_cut_to_the_context_and_images_are_not(prompt: Prompt) -> None:
         prompt.write(Job(query, (candidate,)), GRIDS, context_tokens=least - 1)
     with pytest.raises(JobTooLong):
         prompt.write(Job(Item("red shoe " * 500), (Item(""),)), GRIDS, context_tokens=200)
+
+
+def test_a_text_that_may_not_be_cut_is_named_with_what_would_have_fitted(prompt: Prompt) -> None:
+    query, fits, long = Item("q"), Item("red"), Item("red shoe " * 50, IMAGE)
+    job = Job(query, (fits, long, Item("red shoe " * 90)), None, None, truncate=False)
+    whole_tokens = len(whole(prompt.write(job, GRIDS, context_tokens=CONTEXT), 1))
+    assert prompt.write(Job(query, (fits, long), truncate=False), GRIDS, context_tokens=whole_tokens)
+    with pytest.raises(CandidateTooLong) as by_context:
+        prompt.write(job, GRIDS, context_tokens=whole_tokens - 1)
+    with pytest.raises(CandidateTooLong) as by_limit:
+        prompt.write(replace(job, max_candidate_tokens=7), GRIDS, context_tokens=CONTEXT)
+    text_tokens = whole_tokens - len(whole(write(prompt, query, Item("", IMAGE))))
+    assert (by_context.value.item, by_context.value.limit_tokens) == (long, text_tokens - 1)
+    assert (by_limit.value.item, by_limit.value.limit_tokens) == (long, 7)
+    assert "shoe" not in str(by_limit.value)
 
 
 def test_answers_are_single_lower_case_tokens(prompt: Prompt, tokenizer: Tokenizer) -> None:

@@ -76,6 +76,7 @@ close = st.fixed_dictionaries(
         "instruct": words | anything,
         "return_documents": st.booleans() | anything,
         "max_tokens_per_doc": numbers,
+        "truncation": st.booleans() | anything,
         "model": words | anything,
         "metadata": anything,
     },
@@ -140,7 +141,7 @@ def test_a_type_of_part_nobody_knows_is_cut_short() -> None:
 
 def test_the_plainest_request() -> None:
     ask = asked({"query": "q", "documents": ["a"]})
-    assert ask == Ask(RawItem("query", "q"), (RawItem("documents[0]", "a"),), None, 1, False, None)
+    assert ask == Ask(RawItem("query", "q"), (RawItem("documents[0]", "a"),), None, 1, False, None, True)
 
 
 @pytest.mark.parametrize(

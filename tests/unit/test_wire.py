@@ -31,6 +31,7 @@ from service.processes.wire import (
     Limits,
     ScoreReply,
     ScoreRequest,
+    TooLong,
     Vocabulary,
     WireError,
 )
@@ -49,7 +50,9 @@ pixels = st.builds(
 items = st.one_of(
     st.builds(Item, text=texts, image=st.none() | pixels), st.builds(Item, text=st.none(), image=pixels)
 )
-jobs = st.builds(Job, items, st.lists(items, max_size=5).map(tuple), st.none() | texts, st.none() | ints)
+jobs = st.builds(
+    *(Job, items, st.lists(items, max_size=5).map(tuple)), st.none() | texts, st.none() | ints, st.booleans()
+)
 numbers = st.dictionaries(texts, floats, max_size=4)
 scores = st.builds(
     Scores,
@@ -69,6 +72,7 @@ messages = st.one_of(
     st.builds(Assign, texts),
     st.builds(ScoreRequest, ints, texts, jobs, floats),
     st.builds(ScoreReply, ints, scores, floats),
+    st.builds(TooLong, ints, ints, ints),
 )
 
 
@@ -109,7 +113,11 @@ values = st.recursive(
 )
 
 
-@given(st.sampled_from(["Hello", "Failure", "ScoreRequest", "ScoreReply", "Beat", "Assign"]), values, values)
+@given(
+    st.sampled_from(["Hello", "Failure", "ScoreRequest", "ScoreReply", "TooLong", "Beat", "Assign"]),
+    values,
+    values,
+)
 @settings(max_examples=200)
 def test_well_formed_nonsense_is_refused_or_is_a_message(name: str, fields: Any, lengths: Any) -> None:
     no_lengths: list[int] = []
@@ -133,7 +141,7 @@ def test_a_frame_with_one_byte_changed_is_refused_or_is_a_message(
         changed = SCORING.decode(bytes(whole))
     except WireError:
         return
-    assert type(changed) in (Hello, Beat, Failure, Assign, ScoreRequest, ScoreReply)
+    assert type(changed) in (Hello, Beat, Failure, Assign, ScoreRequest, ScoreReply, TooLong)
 
 
 @given(messages, st.data())
