@@ -1,9 +1,9 @@
 """A checkpoint's tensors, mapped and never copied, in the stock model.
 
 Where the dtype asked for is the checkpoint's own, every parameter on the CPU is a view of its file's pages, which
-all processes of the host share; the mapping is private, so that nothing written here reaches another process. Where
-it is not, the parameters are converted copies of this process alone, unless the fleet hands down weights that
-`models.sealing` has converted once for all.
+all processes of the host share; where it is not, the parameters are converted copies, this process's own. A worker of
+a fleet instead maps weights that were converted once for all (`models.sealing`). Every mapping is private: whatever
+were written there would reach no other process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models import ModelFailed, ModelNotFound, attention, weights
+from models.sealing import SealedWeights
 from models.stock import (
     AttentionInterface,
     Qwen2_5_VLConfig,
@@ -31,28 +32,30 @@ def native_dtype(device: torch.device) -> weights.Dtype:
 
 
 def load_model(
-    checkpoint: weights.Checkpoint, device: torch.device, dtype: torch.dtype, *, shared: int | None = None
+    checkpoint: weights.Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    shared: SealedWeights | None = None,
 ) -> Qwen2_5_VLForConditionalGeneration:
     """The stock model with the checkpoint's weights on `device`, in evaluation mode, without gradients.
 
-    Its language model attends by `attention.NAME`, its vision tower by SDPA. `shared` is the descriptor of weights
-    that `models.sealing.seal` made of this checkpoint; it may be closed afterwards. Raises `ModelNotFound` where
-    config.json is not a Qwen2.5-VL configuration, `ModelFailed` where the weights cannot be read, or where one is
-    missing, has another shape, or belongs to no part of the model.
+    Its language model attends by `attention.NAME`, its vision tower by SDPA. On a CPU the weights are those of
+    `shared`, which the first caller fills and seals; on a GPU it is sealed with nothing in it. Raises `ModelNotFound`
+    where config.json is not a Qwen2.5-VL configuration, `ModelFailed` where the weights cannot be read, where one is
+    missing, has another shape or belongs to no part of the model, and where `shared` holds another model's.
     """
     AttentionInterface.register(attention.NAME, attention.attend)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = _read_config(checkpoint)
     try:
-        # A path of the descriptor opens the same sealed memory again.
-        files = weights.files(checkpoint.directory) if shared is None else [Path(f"/proc/self/fd/{shared}")]
         model: Any
         loaded: dict[str, Any]
         model, loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(  # type: ignore[misc]
             None,
             config=config,
-            state_dict=_map(files),
+            state_dict=_open(checkpoint, device, dtype, shared),
             dtype=dtype,
             attn_implementation={"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"},
             output_loading_info=True,
@@ -76,6 +79,24 @@ def _read_config(checkpoint: weights.Checkpoint) -> Any:
     if "sliding_attention" in config.text_config.layer_types:
         raise ModelFailed(f"model {checkpoint.name!r} uses sliding windows, which packs do not know")
     return config
+
+
+def _open(
+    checkpoint: weights.Checkpoint, device: torch.device, dtype: torch.dtype, shared: SealedWeights | None
+) -> dict[str, Tensor]:
+    """The checkpoint's tensors as they are to be mapped, by the names of its files."""
+    tensors = _map(weights.files(checkpoint.directory))
+    if shared is None:
+        return tensors
+    if device.type != "cpu":
+        shared.fill({}, dtype, {})  # so that nobody else can fill it
+        return tensors
+    hashes = {file: sha256 for file, sha256 in checkpoint.hashes.items() if Path(file).match(weights.WEIGHTS)}
+    shared.fill(tensors, dtype, hashes)
+    tensors = _map([shared.path])
+    if shared.hashes() != hashes or any(tensor.dtype != dtype for tensor in tensors.values()):
+        raise ModelFailed("the shared weights are others than those asked for")
+    return tensors
 
 
 def _map(files: Iterable[Path]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ REQUIRED = ("config.json", "tokenizer.json")
 
 Dtype = Literal["bf16", "fp32"]
 
+CPUINFO = Path("/proc/cpuinfo")
 _FAST_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Flags of /proc/cpuinfo, x86's and ARM's, that mean: this CPU multiplies matrices in bf16, and need not emulate."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -30,16 +32,21 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's directory; `digest` is the SHA-256, in hex, over all that is read of it (see `digest`)."""
+    """A model's directory and the digests of all that is read of it, SHA-256 in hex: of each file, and of all.
+
+    `digest` is over a line per file, `name<NUL>sha256\\n`, sorted by name.
+    """
 
     name: str
     directory: Path
     digest: str
+    hashes: Mapping[str, str]
 
 
-def find(name: str) -> Checkpoint:
+def find(name: str, *, known: Mapping[str, str] | None = None) -> Checkpoint:
     """Find `pericarp-demo`, a directory, or a hub name (fetched, where it is not yet in the hub's cache).
 
+    Reads the whole of every file, but for those whose hash is `known`: the ones that are not read from there any more.
     Raises `ModelNotFound`, whose text holds no path but `name` itself.
     """
     if name == DEMO:
@@ -52,19 +59,11 @@ def find(name: str) -> Checkpoint:
         raise ModelNotFound(f"no model {name!r}: neither a directory nor a hub name")
     try:
         _check(name, directory)
-        return Checkpoint(name, directory, digest(directory))
+        hashes = _hash(directory, known or {})
     except OSError as exc:
         raise ModelNotFound(f"the files of model {name!r} cannot be read") from exc
-
-
-def digest(directory: Path) -> str:
-    """SHA-256 over a line per file, `name<NUL>sha256\\n`, sorted by name; reads the whole of the weights."""
-    files = [*directory.glob(WEIGHTS), *(directory / each for each in CONFIGURATION)]
-    total = hashlib.sha256()
-    for path in sorted((path for path in files if path.is_file()), key=lambda path: path.name):
-        with path.open("rb") as stream:
-            total.update(f"{path.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+    lines = "".join(f"{file}\0{hashes[file]}\n" for file in sorted(hashes))
+    return Checkpoint(name, directory, hashlib.sha256(lines.encode()).hexdigest(), hashes)
 
 
 def files(directory: Path) -> list[Path]:
@@ -72,17 +71,18 @@ def files(directory: Path) -> list[Path]:
     whole = directory / "model.safetensors"
     if whole.is_file():
         return [whole]
-    names = read_json(directory, "model.safetensors.index.json").get("weight_map", {}).values()
-    shards = [directory / name for name in sorted(set(names))]
-    if not shards or any(shard.parent != directory or not shard.match(WEIGHTS) for shard in shards):
-        raise ValueError("no whole weights, and no index of shards in the same directory")
+    index = read_json(directory, "model.safetensors.index.json").get("weight_map")
+    names = set(map(str, index.values())) if isinstance(index, dict) else set()
+    shards = sorted(path for path in directory.glob(WEIGHTS) if path.name in names)
+    if not names or len(shards) < len(names):
+        raise ValueError("neither whole weights nor an index of shards in the same directory")
     return shards
 
 
 def cpu_dtype() -> Dtype:
     """bf16 where this machine's CPU has matrix instructions for it, fp32 where it would emulate them."""
     try:
-        words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        words = CPUINFO.read_text(encoding="utf-8").split()
     except OSError:  # not Linux
         return "fp32"
     return "bf16" if _FAST_BF16.intersection(words) else "fp32"
@@ -106,6 +106,17 @@ def _check(name: str, directory: Path) -> None:
         raise ModelNotFound(f"the configuration of model {name!r} is not JSON") from exc
     if config.get("model_type") != "qwen2_5_vl":
         raise ModelNotFound(f"model {name!r} is not a Qwen2.5-VL checkpoint")
+
+
+def _hash(directory: Path, known: Mapping[str, str]) -> dict[str, str]:
+    hashes = {}
+    for path in (*directory.glob(WEIGHTS), *(directory / each for each in CONFIGURATION)):
+        if path.name in known:
+            hashes[path.name] = known[path.name]
+        elif path.is_file():
+            with path.open("rb") as stream:
+                hashes[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes
 
 
 def _fetch(name: str) -> Path:

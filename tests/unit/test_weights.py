@@ -33,11 +33,62 @@ def test_a_directory_is_found_and_its_digest_is_over_names_and_contents(checkpoi
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_every_file_that_is_read_counts(checkpoint: Path, file: str) -> None:
-    before = weights.digest(checkpoint)
+    before = weights.find(str(checkpoint)).digest
     (checkpoint / "README.md").write_text("not read")
-    assert weights.digest(checkpoint) == before
+    assert weights.find(str(checkpoint)).digest == before
     (checkpoint / file).write_bytes((checkpoint / file).read_bytes() + b" ")
-    assert weights.digest(checkpoint) != before
+    assert weights.find(str(checkpoint)).digest != before
+
+
+def test_a_known_hash_stands_for_its_file_and_no_other(checkpoint: Path) -> None:
+    found = weights.find(str(checkpoint))
+    (checkpoint / "model.safetensors").write_bytes(b"replaced since")
+    known = {"model.safetensors": found.hashes["model.safetensors"], "elsewhere.safetensors": "0" * 64}
+    assert weights.find(str(checkpoint), known=known) == found
+    (checkpoint / "config.json").write_text('{"model_type": "qwen2_5_vl" }')
+    assert weights.find(str(checkpoint), known=known).digest != found.digest
+
+
+def test_shards_are_those_of_the_index_and_of_this_directory(checkpoint: Path) -> None:
+    assert weights.files(checkpoint) == [checkpoint / "model.safetensors"]
+    (checkpoint / "model.safetensors").rename(checkpoint / "b.safetensors")
+    index = checkpoint / "model.safetensors.index.json"
+    (checkpoint / "a.safetensors").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="index"):
+        weights.files(checkpoint)
+    for shards, good in (
+        (["b.safetensors", "a.safetensors", "b.safetensors"], True),
+        (["../b.safetensors"], False),
+        (["/etc/passwd"], False),
+        (["tokenizer.json"], False),
+        (["a.safetensors", "missing.safetensors"], False),
+        ([7], False),
+    ):
+        index.write_text(json.dumps({"weight_map": {str(at): shard for at, shard in enumerate(shards)}}))
+        if good:
+            assert weights.files(checkpoint) == [checkpoint / "a.safetensors", checkpoint / "b.safetensors"]
+        else:
+            with pytest.raises(ValueError, match="index"):
+                weights.files(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "dtype"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile\n", "bf16"),
+        ("flags\t\t: fpu amx_bf16\n", "bf16"),
+        ("Features\t: fp asimd i8mm bf16 dgh\n", "bf16"),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\nmodel name\t: not_bf16_but_its_name\n", "fp32"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_only_where_it_need_not_emulate_it(
+    cpuinfo: str, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(weights, "CPUINFO", tmp_path / "cpuinfo")
+    assert weights.cpu_dtype() == dtype
+    monkeypatch.setattr(weights, "CPUINFO", tmp_path / "nowhere")
+    assert weights.cpu_dtype() == "fp32"
 
 
 def test_pickles_are_not_weights(checkpoint: Path) -> None:
