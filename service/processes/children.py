@@ -1,9 +1,10 @@
 """The gateway's side of a child process: start it, know that it lives, ask it, end it.
 
 A child inherits three things only: one end of a socket pair, the environment that `Launch` spells out, and a
-pipe as stderr. It runs in a session of its own, so that Ctrl-C in a terminal reaches the gateway alone. It
-counts as started when its `Hello` arrives. From then on silence for `silence_s` is death: it is killed and
-reported lost; so are an end of its socket and its exit, at once. A lost or stopped child is always reaped.
+pipe as stderr; a worker also the memory that holds the weights. It runs in a session of its own, so that Ctrl-C
+in a terminal reaches the gateway alone. It counts as started when its `Hello` arrives. From then on silence for
+`silence_s` is death: it is killed and reported lost; so are an end of its socket and its exit, at once. A lost
+or stopped child is always reaped.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Launch:
     """How to start one kind of child.
 
     `{fd}` and `{parent}` in `argv` become the number of the inherited socket and the gateway's pid. `environ`
-    is the child's whole environment. `told` gets each line of its stderr, cut short; it must not raise.
+    is the child's whole environment. `told` gets each line of its stderr, cut short; it must not raise. `shared` is
+    a descriptor that the child inherits under the same number.
     """
 
     argv: tuple[str, ...]
@@ -52,6 +54,7 @@ class Launch:
     silence_s: float = 10.0
     grace_s: float = 2.0
     told: Callable[[str], None] | None = None
+    shared: int | None = None
 
 
 def bare_environ(**extra: str) -> dict[str, str]:
@@ -259,7 +262,7 @@ async def start_child(launch: Launch) -> Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *(() if launch.shared is None else (launch.shared,))),
                 env=dict(launch.environ),
                 start_new_session=True,
             )

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from service.processes.sandbox import PR_SET_NAME, PR_SET_PDEATHSIG, prctl
@@ -26,14 +27,18 @@ LOST_PARENT = 3
 class Parent:
     """The connection to the parent. Make it first of all; safe to send from several threads."""
 
-    def __init__(self, fd: int, parent_pid: int, vocabulary: Vocabulary) -> None:
-        """Take over the inherited socket `fd`; start to beat. Ctrl-C is the parent's to handle, not ours."""
+    def __init__(self, fd: int, parent_pid: int, vocabulary: Vocabulary, *, keep: int | None = None) -> None:
+        """Take over the inherited socket `fd`; start to beat. Ctrl-C is the parent's to handle, not ours.
+
+        Every other descriptor is closed, but for `keep`.
+        """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._parent_pid = parent_pid
         self._vocabulary = vocabulary
         # uvloop hands its children every descriptor that is not close-on-exec, whatever close_fds says.
-        os.closerange(3, fd)
-        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        kept = sorted({2, fd, fd if keep is None else keep, os.sysconf("SC_OPEN_MAX")})
+        for before, after in pairwise(kept):
+            os.closerange(before + 1, after)
         self._connection = socket.socket(fileno=fd)
         self._connection.setblocking(True)
         self._sending = threading.Lock()  # a beat must not land inside a reply
