@@ -138,6 +138,11 @@ class Reranker(Protocol):
     @property
     def card(self) -> ModelCard: ...
 
+    @property
+    def compilations(self) -> int:
+        """How often kernels were compiled for a shape so far; it stays where it is once warm. 0 on a CPU."""
+        ...
+
     def score(self, job: Job) -> Scores:
         """Score every candidate of `job`, and wait for it.
 

@@ -2,6 +2,8 @@
 
 router.py   the Fleet protocol and what passes through it
 seats.py    who sits where: seats, lines, and the rules of giving and taking them
+starts.py   what is started, how many at once, and when again after a failure
+replies.py  what a worker's reply means to who waits for it
 local.py    worker processes of this host: start, assign, retire, replace
-worker.py   the child's main: load one model, warm up, then read, score, write
+worker.py   the child's main: load one model, warm up, then read, begin, answer
 """

@@ -2,6 +2,9 @@
 
 A fleet scores jobs, each in a worker that serves no other tenant. Worker processes of this host (`local.py`)
 keep this contract, and so will those of a cluster; `tests/integration/fleet_conformance.py` holds them to it.
+
+A tenant has one worker at most. So its requests share that worker's packs and never another tenant's, and its
+sessions are bound to that worker by nature: what a session keeps lives there, and is lost with it.
 """
 
 from __future__ import annotations
@@ -9,16 +12,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from models import Job, ModelCard, Scores
-from service.errors import Overloaded
+from models import Item, Job, ModelCard, Scores
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores, and what it took to get them. `worker` is the pid of the worker that gave them."""
+    """Scores, and what it took to get them: the pid of the worker, time in line, and time at the worker."""
 
     scores: Scores
     worker: int
@@ -29,14 +32,22 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One live worker: `spare` until it is `assigned` to its tenant, for life."""
+    """One live worker: `spare` until it is `assigned` to its tenant, for life.
+
+    It has `running` jobs now and has answered `jobs`; it compiled `compilations` kernels since it was warm.
+    """
 
     pid: int
     state: str
     tenant: str | None
-    busy: bool
+    running: int
     jobs: int
     idle_s: float
+    compilations: int
+
+    @property
+    def busy(self) -> bool:
+        return self.running > 0
 
 
 class Fleet(Protocol):
@@ -50,13 +61,22 @@ class Fleet(Protocol):
         """End every worker and fail what still waits. Safe to call twice, or without `start`."""
         ...
 
-    async def score(self, tenant: str, job: Job, *, deadline_s: float) -> Scored:
+    async def score(self, tenant: str, job: Job, *, deadline_s: float, session: str | None = None) -> Scored:
         """Score `job` in a worker of `tenant` within `deadline_s` seconds from now.
 
-        A job whose worker dies is scored again in another, once. Cancelling takes a waiting job out of the
-        queue. Raises Overloaded (no room, or no worker can be started), DeadlineExceeded, WorkerLost,
-        BodyTooLarge (the decoded job is too large to be sent), BadRequest (it holds text that is no text),
-        JobTooLong and ModelFailed.
+        What it computes is kept under `session` for the next job of that session, until `end_session`. A job
+        whose worker dies is scored again in another, once. Cancelling takes it out of the line, or what is left
+        of it out of its worker. Raises Overloaded (no room, or no worker can be started), DeadlineExceeded,
+        WorkerLost, BodyTooLarge (the decoded job is too large to be sent), BadRequest (it holds text that is no
+        text), DocumentTooLong, JobTooLong and ModelFailed.
+        """
+        ...
+
+    async def end_session(self, tenant: str, session: str) -> None:
+        """Have the tenant's worker wipe what `session` keeps, if there is a worker and it keeps anything.
+
+        Jobs of the session that wait or run are answered, and leave nothing behind; one that comes later begins
+        a session anew. Returns before the worker has done it.
         """
         ...
 
@@ -75,6 +95,11 @@ class Fleet(Protocol):
         """What the first ready worker said of its model."""
         ...
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait in line, all tenants together."""
+        ...
+
     def workers(self) -> tuple[WorkerState, ...]:
         """Every live worker."""
         ...
@@ -84,13 +109,21 @@ class Fleet(Protocol):
 class Ticket:
     """One request in a fleet. Times are on the clock of `time.monotonic`."""
 
+    id: int
     tenant: str
     job: Job
     deadline_s: float
+    session: str | None
     answer: asyncio.Future[Scored]
     arrived_s: float = field(default_factory=time.monotonic)
     sent_s: float = 0.0
     attempts: int = 0
+    asking: asyncio.Task[None] | None = None
+    """Waits for the worker's answer, where a worker has it."""
+    pixel_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pixel_bytes = sum(map(_pixel_bytes, (self.job.query, *self.job.candidates)))
 
     @property
     def waits(self) -> bool:
@@ -103,35 +136,38 @@ class Ticket:
 
 
 class Line:
-    """The tickets that wait for one tenant's worker, oldest first, and no more than `limit` of them."""
+    """The tickets that wait for one tenant's worker, oldest first."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._tickets: deque[Ticket] = deque()
 
     def __len__(self) -> int:
         return len(self._tickets)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self._tickets)
 
     @property
     def head(self) -> Ticket | None:
         return self._tickets[0] if self._tickets else None
 
     def join(self, ticket: Ticket) -> None:
-        """Wait at the end; a full line fails the ticket with Overloaded."""
-        if len(self._tickets) >= self._limit:
-            ticket.fail(Overloaded("Too many requests are waiting. Try again shortly.", reason="queue_full"))
-        else:
-            self._tickets.append(ticket)
+        """Wait at the end."""
+        self._tickets.append(ticket)
 
-    def rejoin(self, ticket: Ticket) -> None:
-        """Wait at the front: it had its turn, and its worker died."""
-        self._tickets.appendleft(ticket)
+    def rejoin(self, tickets: Iterable[Ticket]) -> None:
+        """Wait at the front, in this order: they had their turn, and their worker died."""
+        self._tickets.extendleft(reversed(list(tickets)))
 
-    def call(self) -> Ticket | None:
-        """The next ticket, no longer waiting in line."""
-        return self._tickets.popleft() if self._tickets else None
+    def call(self) -> Ticket:
+        """The next ticket, no longer in line."""
+        return self._tickets.popleft()
 
     def forget_gone(self) -> None:
         """Drop the tickets that nobody waits for."""
         if any(not ticket.waits for ticket in self._tickets):
             self._tickets = deque(ticket for ticket in self._tickets if ticket.waits)
+
+
+def _pixel_bytes(item: Item) -> int:
+    return 0 if item.image is None else len(item.image.data)

@@ -1,10 +1,12 @@
-"""A worker's main: load one model, score a warm-up, say Hello; then read, score, write, one job at a time.
+"""A worker's main: load one model, score a warm-up, say Hello; then begin every job that is read, and answer it.
 
     python -m service.fleet.worker --fd N --parent PID --model NAME --device D --dtype T --threads N [--uid N]
 
 A worker serves the tenant that its first `Assign` names, and no other for as long as it lives. It holds no
-key, no database and no listener; all it reads is pixels and text, all it writes is numbers. Where it starts
-as root it loads as root, for model files may be root's own, and drops that before it says Hello.
+key, no database and no listener; all it reads is pixels and text, all it writes is numbers. The main thread only
+reads: the reranker works on several jobs at a time on threads of its own, and an answer leaves from the thread on
+which its job ended. Where it starts as root it loads as root, for model files may be root's own, and drops that
+before it says Hello.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import gc
 import math
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +29,7 @@ from models import (
     CandidateTooLong,
     Item,
     Job,
+    JobExpired,
     JobTooLong,
     ModelError,
     ModelFailed,
@@ -38,6 +43,8 @@ from service.processes.sandbox import Confinement, confine
 from service.processes.wire import (
     SCORING,
     Assign,
+    Cancel,
+    EndSession,
     Failure,
     Hello,
     ScoreReply,
@@ -53,6 +60,8 @@ BROKEN = 5
 """Exit status: the parent broke the protocol, or scoring failed in unforeseen ways too often in a row."""
 INTERNAL_FAILURES = 3
 """Unforeseen failures in a row after which a worker gives up: a CUDA error, for one, never heals."""
+
+UNSOUND = "not one finite score per candidate"
 
 Load = Callable[[argparse.Namespace], Reranker]
 
@@ -80,48 +89,86 @@ def run(argv: Sequence[str], load_model: Load) -> NoReturn:
     _warm_up(reranker)
     stages_ms = {"load": (loaded_s - start_s) * 1000, "warm_up": (warm_s - loaded_s) * 1000}
     parent.send(Hello(os.getpid(), reranker.card, sandbox, stages_ms))
-    _serve(parent, reranker)
-
-
-def _serve(parent: Parent, reranker: Reranker) -> NoReturn:
-    tenant: str | None = None
-    failures = 0
+    desk = Desk(parent, reranker)
     while True:
-        message = parent.receive()
-        if isinstance(message, Assign) and tenant in (None, message.tenant):
-            tenant = message.tenant
-            name_process("prc-w-" + "".join(filter(str.isalnum, tenant))[:8])
-        elif isinstance(message, ScoreRequest) and message.tenant == tenant:
-            reply = _answer(reranker, message)
-            try:
-                parent.send(reply)
-            except WireError:
-                parent.send(Failure(message.id, "internal"))
-            failures = failures + 1 if isinstance(reply, Failure) and reply.code == "internal" else 0
-            if failures == INTERNAL_FAILURES:
+        desk.obey(parent.receive())  # not by a name: a worker at rest keeps nobody's pixels
+
+
+class Desk:
+    """Takes what the parent says: one tenant for life, any number of its jobs at a time.
+
+    Messages come on the main thread, jobs end on the reranker's.
+    """
+
+    def __init__(self, parent: Parent, reranker: Reranker) -> None:
+        self._parent = parent
+        self._reranker = reranker
+        self._tenant: str | None = None
+        self._warm_compilations = reranker.compilations
+        self._failures = 0
+        self._counting = threading.Lock()
+
+    def obey(self, message: object) -> None:
+        """Do what `message` says. Another tenant's work, or what makes no sense, ends the process."""
+        match message:
+            case Assign(tenant=tenant) if self._tenant in (None, tenant):
+                self._tenant = tenant
+                name_process("prc-w-" + "".join(filter(str.isalnum, tenant))[:8])
+            case ScoreRequest(tenant=tenant) if tenant == self._tenant:
+                self._begin(message)
+            case Cancel(id=ticket) if self._tenant is not None:
+                self._reranker.cancel(ticket)
+            case EndSession(session=session) if self._tenant is not None:
+                self._reranker.end_session(session)
+            case _:
                 leave(BROKEN)
-        else:  # another tenant's work, above all
-            leave(BROKEN)
-        del message
 
+    def _begin(self, request: ScoreRequest) -> None:
+        end = partial(self._end, request, time.perf_counter())
+        if time.monotonic() > request.deadline_s:
+            end(JobExpired())
+            return
+        try:
+            self._reranker.begin(
+                request.id, request.job, end, session=request.session, deadline_s=request.deadline_s
+            )
+        except Exception as exc:  # noqa: BLE001 - one job must not end the worker
+            end(exc)
 
-def _answer(reranker: Reranker, request: ScoreRequest) -> ScoreReply | TooLong | Failure:
-    if time.monotonic() > request.deadline_s:
-        return Failure(request.id, "deadline")
-    start_s = time.perf_counter()
-    try:
-        scores = reranker.score(request.job)
-        _check(request.job, scores)
-    except CandidateTooLong as exc:
-        return TooLong(request.id, request.job.candidates.index(exc.item), exc.limit_tokens)
-    except JobTooLong as exc:
-        return Failure(request.id, "job_too_long", str(exc))
-    except ModelFailed as exc:
-        return Failure(request.id, "model_failed", str(exc))
-    except Exception as exc:  # noqa: BLE001 - one job must not end the worker
-        _tell(exc)
-        return Failure(request.id, "internal")
-    return ScoreReply(request.id, scores, (time.perf_counter() - start_s) * 1000)
+    def _end(self, request: ScoreRequest, start_s: float, outcome: Scores | Exception) -> None:
+        """Answer one request, on whichever thread its job ended."""
+        reply = self._reply(request, start_s, outcome)
+        try:
+            self._parent.send(reply)
+        except WireError:
+            self._parent.send(Failure(request.id, "internal"))
+        with self._counting:
+            unforeseen = isinstance(reply, Failure) and reply.code == "internal"
+            self._failures = self._failures + 1 if unforeseen else 0
+            if self._failures == INTERNAL_FAILURES:
+                leave(BROKEN)
+
+    def _reply(
+        self, request: ScoreRequest, start_s: float, outcome: Scores | Exception
+    ) -> ScoreReply | TooLong | Failure:
+        match outcome:
+            case Scores() if _is_sound(request.job, outcome):
+                worker_ms = (time.perf_counter() - start_s) * 1000
+                compilations = self._reranker.compilations - self._warm_compilations
+                return ScoreReply(request.id, outcome, worker_ms, compilations)
+            case Scores():
+                return Failure(request.id, "model_failed", UNSOUND)
+            case JobExpired():
+                return Failure(request.id, "deadline")
+            case CandidateTooLong(item=item, limit_tokens=limit_tokens):
+                return TooLong(request.id, request.job.candidates.index(item), limit_tokens)
+            case JobTooLong():
+                return Failure(request.id, "job_too_long", str(outcome))
+            case ModelFailed():
+                return Failure(request.id, "model_failed", str(outcome))
+            case _:
+                _tell(outcome)
+                return Failure(request.id, "internal")
 
 
 def _warm_up(reranker: Reranker) -> None:
@@ -131,12 +178,12 @@ def _warm_up(reranker: Reranker) -> None:
         Job(Item("warm up"), (Item("a text"), Item("another, somewhat longer text"))),
         Job(Item("warm up", image), (Item("a text"), Item(image=image))),
     ):
-        _check(job, reranker.score(job))
+        if not _is_sound(job, reranker.score(job)):
+            raise ModelFailed(UNSOUND)
 
 
-def _check(job: Job, scores: Scores) -> None:
-    if len(scores.margins) != len(job.candidates) or not all(map(math.isfinite, scores.margins)):
-        raise ModelFailed("not one finite score per candidate")
+def _is_sound(job: Job, scores: Scores) -> bool:
+    return len(scores.margins) == len(job.candidates) and all(map(math.isfinite, scores.margins))
 
 
 def _tell(exc: Exception) -> None:

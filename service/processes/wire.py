@@ -11,7 +11,7 @@ and no frame makes the reader hold more than its `Limits`. A process speaks one 
 
     CLEANING = Vocabulary(*COMMON, CleanRequest, CleanReply, Rejected)
 
-A message with a field `id: int` is a request or the answer to the request of that id.
+A message with a field `id: int` is a request, the answer to the request of that id, or takes it back.
 """
 
 from __future__ import annotations
@@ -89,21 +89,43 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """Score a job. `deadline_s` is on the clock of `time.monotonic`, which a machine's processes share."""
+    """Score a job, beside those that are there. `session` keeps what it computes until `EndSession`.
+
+    `deadline_s` is on the clock of `time.monotonic`, which a machine's processes share.
+    """
 
     id: int
     tenant: str
     job: Job
     deadline_s: float
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for the answer to the request of this id any more: drop what is left of it, say nothing."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndSession:
+    """Wipe what is kept under `session`."""
+
+    session: str
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreReply:
-    """The scores of one job, and how long the worker took."""
+    """The scores of one job. `worker_ms` passed at the worker, beside other jobs or not.
+
+    `compilations` counts all that the worker compiled since it said Hello.
+    """
 
     id: int
     scores: Scores
     worker_ms: float
+    compilations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,5 +401,5 @@ def _receive_exactly(connection: socket.socket, size: int, *, may_end: bool = Fa
     return b"".join(pieces)
 
 
-SCORING = Vocabulary(*COMMON, Assign, ScoreRequest, ScoreReply, TooLong)
+SCORING = Vocabulary(*COMMON, Assign, ScoreRequest, Cancel, EndSession, ScoreReply, TooLong)
 """What the gateway and a worker say."""

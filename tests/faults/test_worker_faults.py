@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ import pytest
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet.local import LocalFleet
 from service.processes.children import ChildLost, Launch, bare_environ, start_child
-from service.processes.wire import SCORING, Assign, Failure, ScoreRequest
+from service.processes.wire import SCORING, Assign, Cancel, EndSession, Failure, ScoreRequest
 from tests.integration.fleet_conformance import ACME, BETA, job, until
 from tests.integration.test_fleet import FAKE, assigned, running, spares
 
@@ -59,7 +60,19 @@ async def test_those_in_line_behind_a_killed_request_are_answered_too() -> None:
         await until(lambda: busy(fleet))
         os.kill(busy(fleet), signal.SIGKILL)
         scored = await asyncio.gather(*asked)
-        assert [one.retried for one in scored] == [True, False, False, False]
+        assert [one.retried for one in scored] == [True, True, False, False], "two were at the worker"
+
+
+async def test_a_job_that_kills_workers_takes_no_neighbour_with_it() -> None:
+    async with running(spare_workers=1, jobs_at_once=16) as fleet:
+        await fleet.score(ACME, job(), deadline_s=20)
+        sleeps = [asyncio.create_task(fleet.score(ACME, job("sleep 0.2"), deadline_s=20)) for _ in range(3)]
+        killer = asyncio.create_task(fleet.score(ACME, job("exit"), deadline_s=20))
+        sleeps += [asyncio.create_task(fleet.score(ACME, job("sleep 0.2"), deadline_s=20)) for _ in range(3)]
+        with pytest.raises(WorkerLost):
+            await killer
+        for scored in await asyncio.gather(*sleeps):
+            assert scored.retried
 
 
 async def test_a_killed_worker_costs_its_tenant_alone() -> None:
@@ -96,11 +109,26 @@ async def test_a_worker_that_hangs_long_past_its_deadline_is_killed() -> None:
     async with running(spare_workers=1, overrun_s=0.3) as fleet:
         await fleet.score(ACME, job(), deadline_s=20)
         with pytest.raises(DeadlineExceeded):
-            await fleet.score(ACME, job("sleep 60"), deadline_s=0.3)
+            await fleet.score(ACME, job("hang 60"), deadline_s=0.3)
         hung = busy(fleet)
         assert hung
-        scored = await fleet.score(ACME, job(), deadline_s=20)
-        assert scored.worker != hung and not scored.retried
+        scored = await fleet.score(ACME, job("sleep 1.5"), deadline_s=20)
+        assert scored.worker != hung and scored.retried, "it was killed with the one that it had beside"
+
+
+async def test_a_worker_that_hangs_is_noticed_though_every_caller_hangs_up_long_before() -> None:
+    async with running(spare_workers=1, overrun_s=0.3) as fleet:
+        hung = (await fleet.score(ACME, job(), deadline_s=20)).worker
+
+        async def replaced() -> bool:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await fleet.score(ACME, job("hang 60"), deadline_s=0.5)
+            return hung not in assigned(fleet).values()
+
+        async with asyncio.timeout(20):
+            while not await replaced():
+                pass
 
 
 async def test_a_worker_that_fails_in_unforeseen_ways_too_often_gives_up_and_is_replaced(
@@ -121,7 +149,7 @@ async def test_when_no_replacement_can_be_started_the_request_is_refused_and_the
     async with running(spare_workers=0, max_workers=2) as fleet:
         await fleet.score(BETA, job(), deadline_s=20)
         await fleet.score(ACME, job(), deadline_s=20)
-        fleet._launch = Launch((sys.executable, "-c", "import sys; sys.exit('disk gone')"), SCORING)
+        fleet._starts.launch = Launch((sys.executable, "-c", "import sys; sys.exit('disk gone')"), SCORING)
         asked = asyncio.create_task(fleet.score(ACME, job("sleep 5"), deadline_s=60))
         await until(lambda: busy(fleet))
         start_s = time.monotonic()
@@ -156,6 +184,30 @@ async def test_a_worker_without_a_tenant_scores_nothing() -> None:
     child = await start_child(fake_worker())
     with pytest.raises(ChildLost):
         await child.ask(ScoreRequest(1, ACME, job(), time.monotonic() + 9))
+    await child.stop()
+
+
+async def test_a_worker_without_a_tenant_has_no_jobs_to_drop_and_no_sessions_to_end() -> None:
+    for message in (Cancel(1), EndSession("s")):
+        child = await start_child(fake_worker())
+        await child.tell(message)
+        async with asyncio.timeout(2):
+            await asyncio.shield(child.lost)
+        await child.stop()
+
+
+async def test_a_worker_answers_jobs_as_they_end_and_says_nothing_of_one_that_was_taken_back() -> None:
+    child = await start_child(fake_worker())
+    await child.tell(Assign(ACME))
+    end_s = time.monotonic() + 9
+    long = asyncio.create_task(child.ask(ScoreRequest(1, ACME, job("sleep 9"), end_s + 9)))
+    while (await child.ask(ScoreRequest(2, ACME, job("running", "a"), end_s))).scores.margins != (2.0,):
+        pass
+    await child.tell(Cancel(1))
+    await child.tell(Cancel(77))  # never heard of, or answered long ago
+    assert (await child.ask(ScoreRequest(3, ACME, job("running", "a"), end_s))).scores.margins == (1.0,)
+    assert not long.done()
+    long.cancel()
     await child.stop()
 
 

@@ -1,6 +1,6 @@
 """What every fleet must do, whatever runs its workers. Subclass it beside a fixture `fleet`, already started.
 
-The fleet's workers run the puppet of `fake_worker.py` (or its like), at most two of them assigned, one job at
+The fleet's workers run the puppet of `fake_worker.py` (or its like), at most two of them assigned, with two jobs at
 a time each and four in line.
 """
 
@@ -65,17 +65,30 @@ class FleetConformance:
             (tenant, pid) for tenant, pids_ in pids.items() for pid in pids_
         }
 
-    async def test_a_full_line_refuses_at_once(self, fleet: Fleet) -> None:
-        await fleet.score(ACME, job(), deadline_s=20)
-        tasks = [asyncio.create_task(fleet.score(ACME, job("sleep 0.3"), deadline_s=20)) for _ in range(5)]
-        await until(lambda: any(state.busy for state in fleet.workers()))
-        await asyncio.sleep(0.05)
+    async def test_jobs_of_one_tenant_meet_at_its_worker_and_those_of_two_never(self, fleet: Fleet) -> None:
+        apart = [fleet.score(tenant, job("meet 2"), deadline_s=1) for tenant in (ACME, BETA)]
+        for outcome in await asyncio.gather(*apart, return_exceptions=True):
+            assert isinstance(outcome, DeadlineExceeded)
+        together = [fleet.score(ACME, job("meet 2"), deadline_s=20) for _ in range(2)]
+        first, second = await asyncio.gather(*together)
+        assert first.worker == second.worker
+
+    async def test_a_full_line_refuses_at_once_and_says_when_to_come_back(self, fleet: Fleet) -> None:
+        await fleet.score(ACME, job("sleep 1.1"), deadline_s=20)
+        tasks = [asyncio.create_task(fleet.score(ACME, job("sleep 0.3"), deadline_s=20)) for _ in range(6)]
+        await until(lambda: fleet.waiting == 4)
+        (state,) = (state for state in fleet.workers() if state.tenant == ACME)
+        assert state.busy and state.running == 2 and state.jobs == 1
         start_s = time.monotonic()
         with pytest.raises(Overloaded) as refused:
             await fleet.score(ACME, job(), deadline_s=20)
         assert time.monotonic() - start_s < 0.2
         assert refused.value.reason == "queue_full"
-        assert len(await asyncio.gather(*tasks)) == 5
+        assert (refused.value.retry_after_s or 0) >= 5, (
+            "four wait, and the last answer took more than a second"
+        )
+        assert len(await asyncio.gather(*tasks)) == 6
+        assert fleet.waiting == 0
 
     async def test_a_deadline_ends_the_wait_and_the_worker_lives_on(self, fleet: Fleet) -> None:
         first = await fleet.score(ACME, job(), deadline_s=20)
@@ -89,19 +102,56 @@ class FleetConformance:
         with pytest.raises(DeadlineExceeded):
             await fleet.score(ACME, job(), deadline_s=0)
 
-    async def test_a_cancelled_caller_frees_its_place_and_is_never_computed(self, fleet: Fleet) -> None:
-        await fleet.score(ACME, job(), deadline_s=20)
-        running = asyncio.create_task(fleet.score(ACME, job("sleep 0.4"), deadline_s=20))
-        await until(lambda: any(state.busy for state in fleet.workers()))
-        waiting = [asyncio.create_task(fleet.score(ACME, job("sleep 5"), deadline_s=20)) for _ in range(4)]
-        await asyncio.sleep(0.05)
-        for task in waiting:
+    async def test_what_is_cancelled_leaves_the_line_and_the_worker(self, fleet: Fleet) -> None:
+        worker = (await fleet.score(ACME, job(), deadline_s=20)).worker
+        tasks = [asyncio.create_task(fleet.score(ACME, job("sleep 15"), deadline_s=20)) for _ in range(6)]
+        await until(lambda: fleet.waiting == 4)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         start_s = time.monotonic()
-        await fleet.score(ACME, job(), deadline_s=20)  # there is room again, and nothing slept for 5 s
+        scored = await fleet.score(ACME, job("running", "a"), deadline_s=20)
         assert time.monotonic() - start_s < 2
-        await running
+        assert scored.scores.margins == (1.0,), "there is nothing else at the worker"
+        assert scored.worker == worker
+        assert fleet.waiting == 0
+
+    async def test_a_job_past_its_deadline_is_dropped_by_its_worker(self, fleet: Fleet) -> None:
+        await fleet.score(ACME, job(), deadline_s=20)
+        tasks = [asyncio.create_task(fleet.score(ACME, job("sleep 15"), deadline_s=0.5)) for _ in range(6)]
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(outcome, DeadlineExceeded)
+        async with asyncio.timeout(10):
+            while (await fleet.score(ACME, job("running", "a"), deadline_s=10)).scores.margins != (1.0,):
+                pass
+
+    async def test_a_session_is_its_own_until_it_ends(self, fleet: Fleet) -> None:
+        for session, reused in (("s", 0), ("s", 1), ("t", 0), (None, 0), ("s", 2)):
+            scored = await fleet.score(ACME, job("session", "a"), deadline_s=20, session=session)
+            assert scored.scores.reused_images == reused
+        assert scored.scores.margins == (2.0,), "s and t"
+        await fleet.end_session(ACME, "s")
+        await fleet.end_session(ACME, "unheard-of")
+        await fleet.end_session(BETA, "t")  # another tenant's, who has no worker
+        scored = await fleet.score(ACME, job("session", "a"), deadline_s=20, session="t")
+        assert (scored.scores.reused_images, scored.scores.margins) == (1, (1.0,))
+
+    async def test_jobs_in_line_when_their_session_ends_leave_nothing_behind(self, fleet: Fleet) -> None:
+        await fleet.score(ACME, job("session", "a"), deadline_s=20, session="s")
+        sleeps = [asyncio.create_task(fleet.score(ACME, job("sleep 15"), deadline_s=20)) for _ in range(2)]
+        await until(lambda: any(state.running == 2 for state in fleet.workers()))
+        waits = asyncio.create_task(fleet.score(ACME, job("session", "a"), deadline_s=20, session="s"))
+        await until(lambda: fleet.waiting == 1)
+        await fleet.end_session(ACME, "s")
+        for sleep in sleeps:
+            sleep.cancel()
+        scored = await waits
+        assert (scored.scores.reused_images, scored.scores.margins) == (0, (0.0,))
+
+    async def test_what_a_worker_compiled_is_told(self, fleet: Fleet) -> None:
+        for expected in (0, 1, 2):
+            assert sum(state.compilations for state in fleet.workers()) == expected
+            await fleet.score(ACME, job("compile"), deadline_s=20)
 
     async def test_the_model_s_own_refusals_keep_their_type(self, fleet: Fleet) -> None:
         with pytest.raises(JobTooLong, match="101 tokens"):

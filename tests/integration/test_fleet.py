@@ -22,7 +22,8 @@ FAKE = "tests.integration.fake_worker"
 
 @asynccontextmanager
 async def running(**settings: Any) -> AsyncIterator[LocalFleet]:
-    fleet = LocalFleet(**{"model": "puppet", "worker": FAKE, "max_workers": 2, "queue_limit": 4, **settings})
+    puppets = {"model": "puppet", "worker": FAKE, "max_workers": 2, "jobs_at_once": 2, "queue_limit": 4}
+    fleet = LocalFleet(**{**puppets, **settings})
     await fleet.start()
     try:
         yield fleet

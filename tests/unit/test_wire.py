@@ -25,6 +25,8 @@ from service.processes.wire import (
     VERSION,
     Assign,
     Beat,
+    Cancel,
+    EndSession,
     Failure,
     FrameTooLarge,
     Hello,
@@ -36,6 +38,7 @@ from service.processes.wire import (
     WireError,
 )
 
+MESSAGES = (Hello, Beat, Failure, Assign, ScoreRequest, Cancel, EndSession, ScoreReply, TooLong)
 SMALL = SCORING.with_limits(Limits(envelope_bytes=4096, frame_bytes=16_384))
 
 ints = st.integers(min_value=0, max_value=2**63 - 1)
@@ -61,6 +64,7 @@ scores = st.builds(
     ints,
     ints,
     st.lists(ints, max_size=3).map(tuple),
+    ints,
     numbers,
 )
 cards = st.builds(ModelCard, texts, texts, ints, texts, texts, texts, ints)
@@ -70,8 +74,10 @@ messages = st.one_of(
     st.just(Beat()),
     st.builds(Failure, ints, texts, texts),
     st.builds(Assign, texts),
-    st.builds(ScoreRequest, ints, texts, jobs, floats),
-    st.builds(ScoreReply, ints, scores, floats),
+    st.builds(ScoreRequest, ints, texts, jobs, floats, st.none() | texts),
+    st.builds(Cancel, ints),
+    st.builds(EndSession, texts),
+    st.builds(ScoreReply, ints, scores, floats, ints),
     st.builds(TooLong, ints, ints, ints),
 )
 
@@ -114,7 +120,7 @@ values = st.recursive(
 
 
 @given(
-    st.sampled_from(["Hello", "Failure", "ScoreRequest", "ScoreReply", "TooLong", "Beat", "Assign"]),
+    st.sampled_from([message.__name__ for message in MESSAGES]),
     values,
     values,
 )
@@ -141,7 +147,7 @@ def test_a_frame_with_one_byte_changed_is_refused_or_is_a_message(
         changed = SCORING.decode(bytes(whole))
     except WireError:
         return
-    assert type(changed) in (Hello, Beat, Failure, Assign, ScoreRequest, ScoreReply, TooLong)
+    assert type(changed) in MESSAGES
 
 
 @given(messages, st.data())
@@ -149,6 +155,18 @@ def test_a_frame_cut_anywhere_is_refused(message: object, data: st.DataObject) -
     whole = frame(message)
     with pytest.raises(WireError):
         SCORING.decode(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        ["Failure", [1, "code", "detail"], []],
+        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {"a": 1.0}], 1.0, 0], []],
+        ["ScoreRequest", [1, "t", [["q", None], [["c", None]], None, None, True], 1.0, None], []],
+    ],
+)
+def test_what_the_next_test_changes_is_a_message(whole: Any) -> None:
+    assert type(SCORING.decode(forged(whole))).__name__ == whole[0]
 
 
 @pytest.mark.parametrize(
@@ -167,15 +185,23 @@ def test_a_frame_cut_anywhere_is_refused(message: object, data: st.DataObject) -
         ["Failure", [1, "code", "detail"], [-1, 1]],
         ["Failure", [1, "code", "detail"], [True]],
         ["Failure", [1, b"code", "detail"], []],
-        ["Scores", [[], 1, 1, 1, [], {}], []],  # travels inside a message, and is none itself
+        ["Scores", [[], 1, 1, 1, [], 0, {}], []],  # travels inside a message, and is none itself
         ["Exit", [], []],
         [["Beat"], [], []],
-        ["ScoreReply", [1, [[1], 1, 1, 1, [], {}], 1.0], []],  # an int is no float
-        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], {"a": 1}], 1.0], []],
-        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], {1: 1.0}], 1.0], []],
-        ["ScoreReply", [1, [1.0, 1, 1, 1, [], {}], 1.0], []],
-        ["ScoreRequest", [1, "t", [["q", None], [[None, None]], None, None], 1.0], []],  # an empty item
-        ["ScoreRequest", [1, "t", [["q", [1, 1, 3]], [], None, None], 1.0], []],  # bytes that did not come
+        ["ScoreReply", [1, [[1], 1, 1, 1, [], 0, {}], 1.0, 0], []],  # an int is no float
+        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {"a": 1}], 1.0, 0], []],
+        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {1: 1.0}], 1.0, 0], []],
+        ["ScoreReply", [1, [1.0, 1, 1, 1, [], 0, {}], 1.0, 0], []],
+        [
+            "ScoreRequest",
+            [1, "t", [["q", None], [[None, None]], None, None, True], 1.0, None],
+            [],
+        ],  # an empty item
+        [
+            "ScoreRequest",
+            [1, "t", [["q", [1, 1, 3]], [], None, None, True], 1.0, None],
+            [],
+        ],  # bytes that did not come
         None,
         "Beat",
         [],
@@ -190,7 +216,11 @@ def test_what_is_not_exactly_a_message_is_refused(whole: Any) -> None:
 def test_pixels_of_another_size_than_they_say_are_refused() -> None:
     def request(width: int, length: int, payload: bytes) -> bytes:
         return forged(
-            ["ScoreRequest", [1, "t", [["q", [width, 1, length]], [], None, None], 1.0], [len(payload)]],
+            [
+                "ScoreRequest",
+                [1, "t", [["q", [width, 1, length]], [], None, None, True], 1.0, None],
+                [len(payload)],
+            ],
             payload,
         )
 

@@ -1,0 +1,139 @@
+"""Starts of workers: what is started, how many at once, and when again after one failed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from models import ModelCard
+from service.processes.children import Launch, bare_environ
+from service.processes.wire import SCORING
+
+FAILURES_TO_REFUSE = 2
+"""Failed starts in a row after which waiting requests are refused instead of kept."""
+BACK_OFF_S = (0.5, 30.0)
+"""Pause after the first failed start, doubled by each further one, and the longest pause."""
+STARTS_AT_ONCE = 2
+FIRST_UID, UIDS = 61_184, 3_000
+"""Users of workers where the gateway is root; systemd, too, keeps this range for users without a name."""
+INHERITED = (
+    "HOME",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "XDG_CACHE_HOME",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+)
+"""All that a worker takes over from the gateway's environment: where models, libraries and GPUs are."""
+
+
+class Starts:
+    """Counts the starts that are under way and those that failed. `now` is on the clock of `time.monotonic`."""
+
+    def __init__(self, launch: Launch, *, first_uid: int | None) -> None:
+        """`first_uid` counts only where we are root."""
+        self.launch = launch
+        self.reason: str | None = "no worker has been started yet"
+        """Why there is none, or why the last start failed; None once one came up."""
+        self.card: ModelCard | None = None
+        self._first_uid = first_uid if os.geteuid() == 0 else None
+        self._uids = itertools.count(os.getpid())  # two gateways of one host should not share users
+        self._under_way = 0
+        self._failures = 0
+        self._retry_s = 0.0
+
+    @property
+    def fail(self) -> bool:
+        """Whether the last one failed."""
+        return self._failures > 0
+
+    @property
+    def proven(self) -> bool:
+        """Whether a worker came up, and none failed to since."""
+        return self.card is not None and not self.fail
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether those who wait for a start should be told to come back later."""
+        return self._failures >= FAILURES_TO_REFUSE
+
+    def retry_after_s(self, now: float) -> int:
+        """When the next one may begin, in whole seconds from now."""
+        return max(1, math.ceil(self._retry_s - now))
+
+    def due(self, now: float, wanted: int) -> int:
+        """How many to begin now where `wanted` workers are missing; while they fail, one by one and ever later."""
+        if now < self._retry_s:
+            return 0
+        at_once = 1 if self.fail else STARTS_AT_ONCE
+        return max(0, min(at_once, wanted) - self._under_way)
+
+    def begin(self) -> Launch:
+        """What to start, now under way until `succeeded` or `failed` is told."""
+        self._under_way += 1
+        if self._first_uid is None:
+            return self.launch
+        uid = self._first_uid + next(self._uids) % UIDS
+        return replace(self.launch, argv=(*self.launch.argv, "--uid", str(uid)))
+
+    def succeeded(self, card: ModelCard | None) -> None:
+        self._under_way -= 1
+        self._failures, self._retry_s, self.reason, self.card = 0, 0.0, None, card
+
+    def failed(self, reason: str) -> None:
+        first_s, longest_s = BACK_OFF_S
+        self._under_way -= 1
+        self._failures += 1
+        self._retry_s = time.monotonic() + min(longest_s, first_s * 2 ** min(self._failures - 1, 16))
+        self.reason = f"a worker cannot be started: {reason}"
+
+    def forget(self) -> None:
+        """None is under way any more: they were cancelled."""
+        self._under_way = 0
+
+
+def worker_launch(
+    *,
+    worker: str,
+    model: str,
+    device: str,
+    dtype: str,
+    threads: int,
+    offline: bool,
+    start_s: float,
+    silence_s: float,
+    told: Callable[[str], None],
+) -> Launch:
+    """How to start a worker; `worker` is the module that it runs."""
+    return Launch(
+        # -P: no module is taken from the working directory
+        (
+            *(sys.executable, "-P", "-m", worker, "--fd", "{fd}", "--parent", "{parent}"),
+            *("--model", model, "--device", device, "--dtype", dtype, "--threads", str(threads)),
+        ),
+        SCORING,
+        _environ(threads, offline),
+        start_s=start_s,
+        silence_s=silence_s,
+        told=told,
+    )
+
+
+def _environ(threads: int, offline: bool) -> dict[str, str]:
+    """A worker's whole environment."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    numeric = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        # Workers share the cores: threads that spin as they wait made a job 30 times slower on a busy machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    hub = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
+    return bare_environ(**inherited, **numeric, **hub)
