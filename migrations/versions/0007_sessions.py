@@ -63,16 +63,15 @@ begin
     perform from pericarp.tenant t where t.id = p_tenant for no key update;
     v_now := clock_timestamp();
 
-    -- The same session again, because the first answer was lost: it counts once.
-    select count(*) into v_open from pericarp.session s
-     where s.tenant_id = p_tenant and s.id <> p_id and s.expires_at > v_now;
+    -- What has expired counts until its end is in the log: so many rows a tenant has, and never more. The same
+    -- session again, because the first answer was lost, counts once.
+    select count(*) into v_open from pericarp.session s where s.tenant_id = p_tenant and s.id <> p_id;
     if v_open >= p_most then
         -- Unused ones end by themselves; so many have to until one more fits.
         opened := false;
         retry_after_ms := (
             select ceil(extract(epoch from s.expires_at - v_now) * 1000)::bigint from pericarp.session s
-             where s.tenant_id = p_tenant and s.id <> p_id and s.expires_at > v_now
-             order by s.expires_at offset v_open - p_most limit 1);
+             where s.tenant_id = p_tenant and s.id <> p_id order by s.expires_at offset v_open - p_most limit 1);
         return;
     end if;
     insert into pericarp.session (tenant_id, id, key_id, created_at, ttl_s, expires_at, ends_at)

@@ -251,7 +251,7 @@ async def test_of_many_opened_at_once_exactly_the_limit_is_open(
     assert len(await audit.list_entries(caller.tenant)) == 5
 
 
-async def test_a_refusal_says_when_one_more_fits_and_ended_sessions_do_not_count(
+async def test_a_refusal_says_when_one_more_fits_and_what_ended_does_not_count(
     sessions: Sessions, make_caller: MakeCaller, pass_time: PassTime
 ) -> None:
     wide = await make_caller(Policy(sessions=3))
@@ -264,6 +264,10 @@ async def test_a_refusal_says_when_one_more_fits_and_ended_sessions_do_not_count
         await open_one(sessions, narrow)
     assert 95 < lowered.value.retry_after_s <= 100
     await pass_time(opened[0], 51)
+    with pytest.raises(QuotaExceeded) as expired:  # until the log tells of its end
+        await open_one(sessions, wide)
+    assert expired.value.retry_after_s == 1
+    await sessions.expire()
     await open_one(sessions, wide)
     await close(sessions, wide, opened[1].id)
     await open_one(sessions, wide)
