@@ -17,20 +17,23 @@ from starlette.responses import HTMLResponse, Response
 
 from service import __version__
 from service.api.door import Door
-from service.api.schemas import RerankRequest
+from service.api.schemas import RerankRequest, SessionRequest
 from service.api.search import build_router
+from service.api.sessions import build_sessions_router
+from service.bindings import Bindings
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
 from service.ledger import Ledger
 from service.rerank import Rerank
 from service.screening import ImageLimits
 from service.screening.pool import Screen
-from service.watch.logs import get_logger
+from service.watch.logs import get_logger, where_it_broke
 from tenants.access import Access
 from tenants.audit import Audit
 from tenants.database import Database
 from tenants.errors import DatabaseUnavailable
 from tenants.quotas import Quotas
+from tenants.sessions import Sessions
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 
 REAP_EVERY_S = 30.0
+SWEEP_EVERY_S = 5.0
+"""How long workers may keep what belongs to a session that expired, or that another gateway closed."""
 
 log = get_logger(__name__)
 
@@ -60,7 +65,14 @@ def create_app(
     access = Access(database, pepper=installation.pepper)
     audit = Audit(database, master_key=installation.master_key)
     quotas = Quotas(database)
-    ledger = Ledger(quotas=quotas, audit=audit, deadline_s=settings.deadline_s, model=settings.model_name)
+    sessions = Sessions(database)
+    ledger = Ledger(
+        quotas=quotas,
+        sessions=sessions,
+        audit=audit,
+        deadline_s=settings.deadline_s,
+        model=settings.model_name,
+    )
     screen = Screen(
         limits=ImageLimits(
             bytes=settings.image_limit_bytes,
@@ -86,7 +98,10 @@ def create_app(
         keep_warm=keep_warm,
         offline=settings.model_is_local,
     )
-    rerank = Rerank(ledger=ledger, screen=screen, fleet=serving, deadline_s=settings.deadline_s)
+    bindings = Bindings(sessions=sessions, fleet=serving)
+    rerank = Rerank(
+        ledger=ledger, screen=screen, fleet=serving, bindings=bindings, deadline_s=settings.deadline_s
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -95,8 +110,10 @@ def create_app(
             await screen.start()
             await serving.start()
             reaper = asyncio.create_task(_reap(quotas), name="reaper")
+            sweeper = asyncio.create_task(_sweep(bindings), name="sweeper")
             yield
             reaper.cancel()
+            sweeper.cancel()
         finally:
             await serving.close()
             await screen.close()
@@ -124,6 +141,11 @@ def create_app(
             deadline_s=settings.deadline_s,
         )
     )
+    app.include_router(
+        build_sessions_router(
+            ledger=ledger, sessions=sessions, bindings=bindings, deadline_s=settings.deadline_s
+        )
+    )
     _document(app)
     app.state.fleet = serving
     return app
@@ -146,6 +168,23 @@ async def _reap(quotas: Quotas) -> None:
             log.warning("closed orphaned holds", action="hold_orphaned", count=closed)
 
 
+async def _sweep(bindings: Bindings) -> None:
+    """End sessions whose time is over, for as long as this gateway lives: nothing may stop it from wiping."""
+    while True:
+        await asyncio.sleep(SWEEP_EVERY_S)
+        try:
+            await bindings.sweep()
+        except DatabaseUnavailable:
+            continue  # what expired is wiped already; the log is told later
+        except Exception as exc:  # noqa: BLE001 - a bug in one sweep must not be the last of all sweeps
+            log.error(
+                "sessions could not be swept",
+                action="sweep_failed",
+                error=type(exc).__name__,
+                where=where_it_broke(exc),
+            )
+
+
 async def _translate(_request: Request, exc: Exception) -> Response:
     """The framework's own refusals in our words; the door turns them into problem details."""
     assert isinstance(exc, HTTPException)
@@ -166,10 +205,12 @@ def _document(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            request = RerankRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             components = schema.setdefault("components", {})
-            components.setdefault("schemas", {}).update(request.pop("$defs", {}))
-            components["schemas"]["RerankRequest"] = request
+            shapes = components.setdefault("schemas", {})
+            # Their bodies are read by ourselves, so the framework does not know them.
+            for model in (RerankRequest, SessionRequest):
+                shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {
                 "key": {"type": "http", "scheme": "bearer", "bearerFormat": "prc_live_…"}
             }

@@ -41,6 +41,9 @@ class Ask:
     max_tokens_per_doc: int | None
     truncate: bool
 
+    session: str | None = None
+    """The id of the session it names, as it was sent."""
+
     @property
     def items(self) -> tuple[RawItem, ...]:
         """The query, then every document."""

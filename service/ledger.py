@@ -1,10 +1,11 @@
-"""What a decision leaves behind: a hold taken and settled, and one entry in the log, never with any input in it."""
+"""What a decision leaves behind: a hold settled, a session opened or closed, and one entry, never with any input in it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tenants.audit import Decision, Entry, micro_units
+from tenants.sessions import make_session_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tenants.access import Caller
     from tenants.audit import Audit
     from tenants.quotas import Hold, Quotas
+    from tenants.sessions import Session, Sessions
 
 LEASE_SLACK_S = 30.0
 """How much longer than a request's deadline its slot stays taken, should its gateway die."""
@@ -25,8 +27,11 @@ LEASE_SLACK_S = 30.0
 class Ledger:
     """Holds quota, settles it, and writes the entry of every decision of a known caller."""
 
-    def __init__(self, *, quotas: Quotas, audit: Audit, deadline_s: float, model: str) -> None:
+    def __init__(
+        self, *, quotas: Quotas, sessions: Sessions, audit: Audit, deadline_s: float, model: str
+    ) -> None:
         self.quotas = quotas
+        self.sessions = sessions
         self.audit = audit
         self.lease_s = deadline_s + LEASE_SLACK_S
         self.model = model
@@ -72,6 +77,23 @@ class Ledger:
         unused = trouble.status >= 500
         exchange.entry_id = str(await self.quotas.settle(hold, entry, images=0 if unused else None))
 
+    async def open_session(self, exchange: Exchange, ttl_s: int) -> Session:
+        """Open a session and write so, in one transaction. Raises `QuotaExceeded`, `RequestTooCostly`."""
+        session_id = make_session_id()
+        entry = await self._entry(
+            exchange, Decision.ANSWERED, code="ok", status=201, stages_ms={}, session=session_id
+        )
+        session, entry_id = await self.sessions.open(_caller(exchange), session_id, entry, ttl_s=ttl_s)
+        exchange.entry_id = str(entry_id)
+        return session
+
+    async def close_session(self, exchange: Exchange, session_id: str) -> None:
+        """Close a session and write so, in one transaction. Raises `SessionNotFound`."""
+        entry = await self._entry(
+            exchange, Decision.ANSWERED, code="ok", status=204, stages_ms={}, session=session_id
+        )
+        exchange.entry_id = str(await self.sessions.close(_caller(exchange).tenant, session_id, entry))
+
     async def refuse(self, exchange: Exchange, trouble: Trouble) -> None:
         """Write a decision that held nothing: a wrong request, a limit that is used up."""
         entry = await self._entry(
@@ -94,6 +116,7 @@ class Ledger:
         ask: Ask | None = None,
         ranking: Ranking | None = None,
         card: ModelCard | None = None,
+        session: str | None = None,
     ) -> Entry:
         caller = _caller(exchange)
         prints = await self.audit.fingerprints(caller.tenant)
@@ -120,6 +143,7 @@ class Ledger:
             model_digest=card.digest if card is not None else "",
             stages_us=tuple((name, round(ms * 1000)) for name, ms in stages_ms.items()),
             client=prints.address(exchange.client_address),
+            session=session or (ask.session if ask is not None else None) or "",
         )
 
 

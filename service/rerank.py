@@ -17,9 +17,11 @@ from service.watch import metrics
 
 if TYPE_CHECKING:
     from service.asks import Ask, Exchange
+    from service.bindings import Bindings
     from service.fleet.router import Fleet
     from service.ledger import Ledger
     from service.screening.pool import Screen
+    from tenants.access import Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +40,40 @@ class Ranking:
     input_tokens: int
     image_tokens: int
     warnings: tuple[str, ...]
+    computed_tokens: int
+    reused_images: int
 
 
 class Rerank:
     """From an ask to a ranking. One instance serves every request."""
 
-    def __init__(self, *, ledger: Ledger, screen: Screen, fleet: Fleet, deadline_s: float) -> None:
+    def __init__(
+        self, *, ledger: Ledger, screen: Screen, fleet: Fleet, bindings: Bindings, deadline_s: float
+    ) -> None:
         self.ledger = ledger
         self.screen = screen
         self.fleet = fleet
+        self.bindings = bindings
         self.deadline_s = deadline_s
 
     async def __call__(self, exchange: Exchange, ask: Ask) -> Ranking:
-        """Hold, clean, score, rank, settle. Raises what `service.errors.TABLE` knows.
+        """Bind to the session, if one is named, then rank. Raises what `service.errors.TABLE` knows.
+
+        A session that is not open costs nothing: it is looked for before anything is held.
+        """
+        assert exchange.caller is not None
+        if ask.session is None:
+            return await self._rank(exchange, exchange.caller, ask)
+        with exchange.stage("session"):
+            binding = await self.bindings.use(exchange.caller.tenant, ask.session)
+        with binding:
+            return await self._rank(exchange, exchange.caller, ask)
+
+    async def _rank(self, exchange: Exchange, caller: Caller, ask: Ask) -> Ranking:
+        """Hold, clean, score, rank, settle.
 
         Nothing stays held, but where the database goes away between hold and settle: then until the hold's lease ends.
         """
-        assert exchange.caller is not None
         with exchange.stage("hold"):
             hold = await self.ledger.hold(exchange, ask)
         try:
@@ -62,7 +81,7 @@ class Rerank:
                 job = await self._clean(ask)
             with exchange.stage("score"):
                 scored = await self.fleet.score(
-                    str(exchange.caller.tenant), job, deadline_s=self._left_s(exchange)
+                    str(caller.tenant), job, deadline_s=self._left_s(exchange), session=ask.session
                 )
             ranking = rank(scored.scores, ask.top_n)
         except BaseException as exc:
@@ -108,6 +127,8 @@ def rank(scores: Scores, top_n: int) -> Ranking:
         input_tokens=scores.input_tokens,
         image_tokens=scores.image_tokens,
         warnings=tuple(f"documents[{index}] was cut to fit." for index in scores.truncated),
+        computed_tokens=scores.computed_tokens,
+        reused_images=scores.reused_images,
     )
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from service.asks import Exchange
     from tenants.access import Caller
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
+Responses = dict[int | str, dict[str, Any]]
+
+PROBLEMS: Responses = {
     status: {"model": Problem, "description": description}
     for status, description in {
         401: "No key, or not a valid one.",

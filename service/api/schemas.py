@@ -7,12 +7,14 @@ An image is a `data:` URL or bare base64; nothing is ever fetched, and no string
 from __future__ import annotations
 
 import binascii
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from service.asks import Ask, RawItem
 from service.errors import BadRequest
+from tenants.sessions import DEFAULT_TTL_S, LONGEST_S
 
 MAX_DOCUMENTS = 1000
 REPEATED_CHARACTERS = 80
@@ -98,6 +100,20 @@ class RerankRequest(_Strict):
     truncation: bool = Field(
         True, description="Cut a document's text where it is too long; if false, refuse the request."
     )
+    session_id: str | None = Field(
+        None, description="An open session of this tenant (`POST /v1/sessions`), to reuse what it keeps."
+    )
+
+
+class SessionRequest(_Strict):
+    """How long a session may go without use."""
+
+    ttl_s: int = Field(
+        DEFAULT_TTL_S,
+        ge=1,
+        le=LONGEST_S,
+        description="Seconds after its last use, or its opening, at which it expires.",
+    )
 
 
 class Result(BaseModel):
@@ -124,10 +140,19 @@ class BilledUnits(BaseModel):
     input_tokens: int
 
 
+class SessionUse(BaseModel):
+    """What a session spared."""
+
+    id: str
+    reused_images: int = Field(description="Distinct images whose features were at hand.")
+    computed_tokens: int = Field(description="Tokens that were computed, where `prompt_tokens` were read.")
+
+
 class Meta(BaseModel):
     api_version: ApiVersion
     billed_units: BilledUnits
     warnings: list[str]
+    session: SessionUse | None = Field(None, description="Only where the request named a session.")
 
 
 class RerankAnswer(BaseModel):
@@ -138,6 +163,26 @@ class RerankAnswer(BaseModel):
     results: list[Result]
     usage: Usage
     meta: Meta
+
+
+class SessionAnswer(BaseModel):
+    """An open session. Times are UTC, by the database's clock."""
+
+    id: str
+    object: Literal["session"]
+    created_at: datetime
+    expires_at: datetime = Field(description="`ttl_s` after the last use, never later than `ends_at`.")
+    ends_at: datetime = Field(description="However often it is used.")
+    ttl_s: int
+    last_used_at: datetime | None
+    requests: int = Field(description="How many requests named it.")
+
+
+class OpenSessions(BaseModel):
+    """The tenant's open sessions, newest first."""
+
+    object: Literal["list"]
+    data: list[SessionAnswer]
 
 
 class Problem(BaseModel):
@@ -189,6 +234,7 @@ def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: i
         top_n=top_n,
         return_documents=request.return_documents,
         max_tokens_per_doc=request.max_tokens_per_doc,
+        session=request.session_id,
         truncate=request.truncation,
     )
     if len(ask.images) > images_limit:
@@ -198,6 +244,14 @@ def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: i
             limit=images_limit,
         )
     return ask, request.model
+
+
+def read_session(body: bytes) -> int:
+    """The `ttl_s` of a request to open a session; none, or an empty body, is the default. Raises `BadRequest`."""
+    try:
+        return SessionRequest.model_validate_json(body or b"{}").ttl_s
+    except ValidationError as exc:
+        raise _complaint(exc) from None
 
 
 def _one_of(first: Value | None, second: Value | None, name: str, other: str) -> Value | None:

@@ -155,8 +155,17 @@ def _answer(exchange: Exchange, ask: Ask, ranking: Ranking, model: str) -> dict[
                 "input_tokens": ranking.input_tokens,
             },
             "warnings": list(ranking.warnings),
+            **_session(ask, ranking),
         },
     }
+
+
+def _session(ask: Ask, ranking: Ranking) -> dict[str, Any]:
+    """What the session spared, where one was named."""
+    if ask.session is None:
+        return {}
+    spared = {"reused_images": ranking.reused_images, "computed_tokens": ranking.computed_tokens}
+    return {"session": {"id": ask.session, **spared}}
 
 
 def _document(item: RawItem) -> dict[str, str]:

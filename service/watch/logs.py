@@ -30,6 +30,8 @@ ACTIONS = frozenset(
         "worker_retire",
         "child_says",
         "hold_orphaned",
+        "session_expired",
+        "sweep_failed",
         "sandbox",
     }
 )

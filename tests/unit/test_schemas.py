@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from service.api.schemas import MAX_DOCUMENTS, REPEATED_CHARACTERS, RerankRequest, read
+from service.api.schemas import MAX_DOCUMENTS, REPEATED_CHARACTERS, RerankRequest, read, read_session
 from service.asks import Ask, RawItem
 from service.errors import BadRequest
 
@@ -79,6 +79,7 @@ close = st.fixed_dictionaries(
         "truncation": st.booleans() | anything,
         "model": words | anything,
         "metadata": anything,
+        "session_id": words | anything,
     },
 )
 
@@ -234,3 +235,47 @@ def test_text_is_handed_on_as_it_was_sent() -> None:
 def test_every_field_of_a_request_is_documented() -> None:
     for name, field in RerankRequest.model_fields.items():
         assert field.description, name
+
+
+def test_a_session_is_named_as_it_was_sent() -> None:
+    assert asked(request()).session is None
+    for name in ("ses_0123456789abcdefABCDEF", "", "no id at all", "\0"):
+        assert asked(request(session_id=name)).session == name, "whether it is one, the look-up says"
+    assert refused(request(session_id=7)).field == "session_id"
+
+
+@pytest.mark.parametrize(
+    ("body", "ttl_s"), [(b"", 900), (b"{}", 900), (b'{"ttl_s": 1}', 1), (b'{"ttl_s":86400}', 86_400)]
+)
+def test_a_session_says_how_long_it_may_go_unused(body: bytes, ttl_s: int) -> None:
+    assert read_session(body) == ttl_s
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "limit"),
+    [
+        (b'{"ttl_s": 0}', "ttl_s", 1),
+        (b'{"ttl_s": 86401}', "ttl_s", 86_400),
+        (b'{"ttl_s": "60"}', "ttl_s", None),
+        (b'{"ttl_s": 1.5}', "ttl_s", None),
+        (b'{"ttl_s": true}', "ttl_s", None),
+        (b'{"ttl_s": null}', "ttl_s", None),
+        (b'{"metadata": {}}', "metadata", None),
+        (b"[]", None, None),
+        (b"null", None, None),
+        (b" ", None, None),
+        (b"{", None, None),
+    ],
+)
+def test_another_opening_is_refused_by_its_field(body: bytes, field: str | None, limit: int | None) -> None:
+    with pytest.raises(BadRequest) as caught:
+        read_session(body)
+    assert (caught.value.field, caught.value.limit) == (field, limit)
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_open_a_session_or_are_refused(body: bytes) -> None:
+    try:
+        assert 1 <= read_session(body) <= 86_400
+    except BadRequest as exc:
+        assert len(exc.detail) <= 300
