@@ -181,11 +181,20 @@ DEMO = "pericarp-demo"
 """The embedded model's name; any other name is a checkpoint directory or a hub name."""
 
 
-def load(name: str, *, device: str = "auto", dtype: str = "auto", threads: int | None = None) -> Reranker:
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    shared: int | None = None,
+) -> Reranker:
     """Load a Qwen2.5-VL checkpoint: `pericarp-demo`, a directory, or a hub name.
 
-    `dtype="auto"` is bf16 on a GPU and fp32 on a CPU. Raises `ModelNotFound` or `ModelFailed`.
+    `dtype="auto"` is bf16 on a GPU and on a CPU that need not emulate it, else fp32. `shared` is the descriptor of a
+    memory that holds one copy of the weights for several processes on a CPU (`models.sealing`). Raises
+    `ModelNotFound` or `ModelFailed`.
     """
     from models.qwen import QwenReranker  # torch is imported here and nowhere above
 
-    return QwenReranker.load(name, device=device, dtype=dtype, threads=threads)
+    return QwenReranker.load(name, device=device, dtype=dtype, threads=threads, shared=shared)

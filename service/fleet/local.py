@@ -127,6 +127,7 @@ class LocalFleet:
 
     async def start(self) -> None:
         self._open = True
+        self._starts.share()
         self._dispatcher = asyncio.create_task(self._dispatch(), name="fleet")
 
     async def close(self) -> None:
@@ -147,6 +148,7 @@ class LocalFleet:
         self._refuse(list(self._seating.lines), *STOPPING)
         stops = (seat.child.stop() for seat in seats)
         await asyncio.gather(*stops, *self._endings, *self._work, return_exceptions=True)
+        self._starts.unshare()
 
     async def score(self, tenant: str, job: Job, *, deadline_s: float, session: str | None = None) -> Scored:
         if not self._open:

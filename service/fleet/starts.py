@@ -44,6 +44,7 @@ class Starts:
         self.card: ModelCard | None = None
         self._first_uid = first_uid if os.geteuid() == 0 else None
         self._uids = itertools.count(os.getpid())  # two gateways of one host should not share users
+        self._memory: int | None = None
         self._under_way = 0
         self._failures = 0
         self._retry_s = 0.0
@@ -74,13 +75,26 @@ class Starts:
         at_once = 1 if self.fail else STARTS_AT_ONCE
         return max(0, min(at_once, wanted) - self._under_way)
 
+    def share(self) -> None:
+        """Give every worker from now on the same memory for its weights (`models.sealing`), where the system has such."""
+        if sys.platform == "linux":
+            self._memory = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+    def unshare(self) -> None:
+        """Let go of that memory; the workers that hold it keep it."""
+        if self._memory is not None:
+            os.close(self._memory)
+            self._memory = None
+
     def begin(self) -> Launch:
         """What to start, now under way until `succeeded` or `failed` is told."""
         self._under_way += 1
-        if self._first_uid is None:
-            return self.launch
-        uid = self._first_uid + next(self._uids) % UIDS
-        return replace(self.launch, argv=(*self.launch.argv, "--uid", str(uid)))
+        argv = self.launch.argv
+        if self._first_uid is not None:
+            argv = (*argv, "--uid", str(self._first_uid + next(self._uids) % UIDS))
+        if self._memory is not None:
+            argv = (*argv, "--shared", str(self._memory))
+        return replace(self.launch, argv=argv, shared=self._memory)
 
     def succeeded(self, card: ModelCard | None) -> None:
         self._under_way -= 1

@@ -1,6 +1,7 @@
 """A worker's main: load one model, score a warm-up, say Hello; then begin every job that is read, and answer it.
 
     python -m service.fleet.worker --fd N --parent PID --model NAME --device D --dtype T --threads N [--uid N]
+        [--shared N]
 
 A worker serves the tenant that its first `Assign` names, and no other for as long as it lives. It holds no
 key, no database and no listener; all it reads is pixels and text, all it writes is numbers. The main thread only
@@ -69,12 +70,14 @@ Load = Callable[[argparse.Namespace], Reranker]
 def run(argv: Sequence[str], load_model: Load) -> NoReturn:
     """Be a worker until the parent goes away. `load_model` is the only thing that tests replace."""
     options = _parse(argv)
-    parent = Parent(options.fd, options.parent, SCORING)
+    parent = Parent(options.fd, options.parent, SCORING, keep=options.shared)
     name_process("prc-worker")
     faulthandler.enable()  # frames only, no values
     start_s = time.perf_counter()
     try:
         reranker = load_model(options)
+        if options.shared is not None:
+            os.close(options.shared)  # the weights stay mapped
         loaded_s = time.perf_counter()
         _warm_up(reranker)
     except ModelError as exc:
@@ -202,11 +205,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--uid", type=int)
+    parser.add_argument("--shared", type=int)
     return parser.parse_args(argv)
 
 
 def _load(options: argparse.Namespace) -> Reranker:
-    return load(options.model, device=options.device, dtype=options.dtype, threads=options.threads)
+    return load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        shared=options.shared,
+    )
 
 
 if __name__ == "__main__":
