@@ -5,10 +5,15 @@ A `Reranker` turns a job into `Scores`, one per candidate, in the order of the c
 
     models/prompt.py    the one prompt template; untrusted text is tokenised as text
     models/packing.py   prompt segments -> packed ids, positions, segments, score rows; integers only
-    models/attention.py shared-prefix attention: a fast cascade beside a dense reference
-    models/qwen.py      Qwen2.5-VL on stock transformers modules, packed forward, yes-no head in fp32
+    models/engine.py    several jobs at once on a few threads, the shortest first (models/run.py: one job's way)
+    models/memory.py    what is kept: a prefix's keys and values, images' features, what sessions pin
+    models/attention.py shared-prefix attention: cascade.py on a CPU, flex.py on a GPU, a dense reference beside them
+    models/language.py  the language model over packs, with a yes-no head in fp32
+    models/tower.py     the vision tower over many images at once
     models/images.py    pixels -> the vision tower's patches, by the reference's two resizes
+    models/qwen.py      the reranker that is made of these
     models/weights.py   safetensors only: where a model's files are, what they are, their digest
+    models/loading.py   weights mapped, not copied; sealing.py: one sealed copy for all workers of a host
     models/stock.py     what is taken from transformers and qwen_vl_utils, imported in the order that works
     models/demo/        the embedded model and the code that trained it
 

@@ -1,24 +1,24 @@
 """Segments -> packs: ids, positions, bounds and score rows of one shared-prefix forward. Integers only.
 
-A pack lays the prompt's prefix and many candidates behind one another in a single row:
+A pack lays the prompt's prefix and many candidates behind one another in a single row, and so for several jobs:
 
-    ids        p p p p p | a a a | b b b b b | c c
-    positions  0 1 2 3 4 | 5 6 7 | 5 6 7 8 9 | 5 6
+    ids        p p p p p | a a a | b b b b b | c c || q q q | d d | e e e
+    positions  0 1 2 3 4 | 5 6 7 | 5 6 7 8 9 | 5 6 || 0 1 2 | 3 4 | 3 4 5
     attends    causal    | prefix and itself, each candidate apart
 
 It is exact, not an approximation, because (1) the query comes before the document in the prompt, so the
 prefix is the same tokens for every candidate; (2) every candidate's positions restart where the prefix ends;
-(3) a candidate's rows attend to the prefix and, causally, to itself, and to nothing else. Each candidate then
-computes what it would compute alone, up to the order of floating-point sums.
+(3) a candidate's rows attend to its own job's prefix and, causally, to itself, and to nothing else. Each
+candidate then computes what it would compute alone, up to the order of floating-point sums.
 
-Only the first pack of a job carries the prefix; later ones attend to what its layers kept
-(`attention.PrefixMemory`).
+Only one pack of a job carries the prefix; the others attend to what its layers kept (`memory.PrefixMemory`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,74 +59,107 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
-    """One forward's input.
+class Share:
+    """What one job asks of a pack: some of its candidates, and its prefix where nobody has computed it yet.
 
-    `ids` [tokens] and `positions` [3, tokens] (time, height, width). `prefix_tokens` is the prefix's length,
-    and `holds_prefix` says whether its tokens are the first of this pack. Candidate `candidates[i]` of the
-    job occupies `bounds[i] … bounds[i + 1]`; its score is read at row `score_rows[i]`, its last.
+    `candidates` are numbers in `segments`. `holds_prefix` without candidates only fills the prefix's memory.
     """
 
-    ids: Integers
-    positions: Integers
-    images: tuple[Placed, ...]
+    prefix: Segment
+    segments: Sequence[Segment]
+    candidates: tuple[int, ...]
+    holds_prefix: bool
+
+    @property
+    def tokens(self) -> int:
+        own = sum(len(self.segments[index]) for index in self.candidates)
+        return own + len(self.prefix) if self.holds_prefix else own
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a share stands in its pack.
+
+    Its rows are `start … bounds[-1]`, the prefix's first where `holds_prefix`. Candidate `candidates[i]` of the
+    job occupies `bounds[i] … bounds[i + 1]`; its score is read at its last row. `images` are placed in the pack.
+    """
+
+    start: int
     prefix_tokens: int
     holds_prefix: bool
     candidates: tuple[int, ...]
     bounds: tuple[int, ...]
+    images: tuple[Placed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One forward's input: `ids` [tokens], `positions` [3, tokens] (time, height, width), a part per share."""
+
+    ids: Integers
+    positions: Integers
+    parts: tuple[Part, ...]
 
     @property
     def score_rows(self) -> tuple[int, ...]:
-        return tuple(bound - 1 for bound in self.bounds[1:])
+        """The last row of every candidate, part by part."""
+        return tuple(bound - 1 for part in self.parts for bound in part.bounds[1:])
 
 
-def pack(prefix: Segment, candidates: Sequence[Segment], *, budget_tokens: int) -> list[Pack]:
-    """Cut one job into packs of at most `budget_tokens` tokens; every candidate is in exactly one.
-
-    A candidate that exceeds the budget alone has a pack of its own. No candidates, no packs.
-    """
-    prefix_positions, end = place(prefix, 0)
-    packs = []
-    for number, chosen in enumerate(plan(len(prefix), [len(each) for each in candidates], budget_tokens)):
-        holds_prefix = number == 0
-        segments = [prefix] if holds_prefix else []
-        positions = [prefix_positions] if holds_prefix else []
-        for index in chosen:
-            segments.append(candidates[index])
-            positions.append(place(candidates[index], end)[0])
-        starts = np.cumsum([0, *map(len, segments)]).tolist()
-        packs.append(
-            Pack(
-                ids=np.array([token for segment in segments for token in segment.ids], dtype=np.int64),
-                positions=np.concatenate(positions, axis=1),
+def pack(shares: Sequence[Share]) -> Pack:
+    """Lay shares behind one another, as they are: see `plan` for how many tokens go together."""
+    ids: list[int] = []
+    positions, parts = [], []
+    for share in shares:
+        start = len(ids)
+        prefix_positions, end = place(share.prefix, 0)
+        segments = [share.prefix] if share.holds_prefix else []
+        if share.holds_prefix:
+            positions.append(prefix_positions)
+        for index in share.candidates:
+            segments.append(share.segments[index])
+            positions.append(place(share.segments[index], end)[0])
+        starts = [start, *(start + tokens for tokens in accumulate(map(len, segments)))]
+        for segment in segments:
+            ids += segment.ids
+        parts.append(
+            Part(
+                start=start,
+                prefix_tokens=len(share.prefix),
+                holds_prefix=share.holds_prefix,
+                candidates=share.candidates,
+                bounds=tuple(starts[1:] if share.holds_prefix else starts),
                 images=tuple(
-                    Placed(start + placed.start, placed.grid)
-                    for start, segment in zip(starts, segments, strict=False)
+                    Placed(begin + placed.start, placed.grid)
+                    for begin, segment in zip(starts, segments, strict=False)
                     for placed in segment.images
                 ),
-                prefix_tokens=len(prefix),
-                holds_prefix=holds_prefix,
-                candidates=tuple(chosen),
-                bounds=tuple(starts[1:] if holds_prefix else starts),
             )
         )
-    return packs
+    return Pack(np.array(ids, dtype=np.int64), np.concatenate(positions, axis=1), tuple(parts))
 
 
-def plan(prefix_tokens: int, lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:
-    """Which candidates go together: shortest first, so that neighbours in a pack are of like length.
+def plan(lengths: Sequence[int], budget_tokens: int, *, pieces: int = 1) -> list[tuple[int, ...]]:
+    """Which candidates of one job go together: shortest first, so that neighbours in a pack are of like length.
 
-    `lengths` are the candidates' tokens. The first group's budget also pays for the prefix.
+    `lengths` are the candidates' tokens. No group exceeds the budget but one candidate that does alone, and the
+    groups are even: `pieces` threads that work on them end at about the same time.
     """
+    total = sum(lengths)
+    groups_wanted = max(1, -(-total // budget_tokens))
+    even = -(-total // (-(-groups_wanted // pieces) * pieces))
     groups: list[list[int]] = []
-    left = 0
+    tokens = done = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or lengths[index] > left:
-            left = budget_tokens if groups else max(budget_tokens - prefix_tokens, lengths[index])
+        length = lengths[index]
+        full = groups and (tokens + length > budget_tokens or done + length / 2 > even * len(groups))
+        if not groups or full:
             groups.append([])
+            tokens = 0
         groups[-1].append(index)
-        left -= lengths[index]
-    return groups
+        tokens += length
+        done += length
+    return [tuple(group) for group in groups]
 
 
 def place(segment: Segment, start: int) -> tuple[Integers, int]:

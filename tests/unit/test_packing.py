@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.packing import Grid, Placed, Segment, pack, place, plan
+from models.packing import Grid, Placed, Segment, Share, pack, place, plan
 from models.stock import Qwen2_5_VLForConditionalGeneration
 from tests.tiny_qwen import make_config, make_tokenizer
 
@@ -50,47 +50,63 @@ def test_positions_are_the_stock_models(stock: Qwen2_5_VLForConditionalGeneratio
     assert end == delta.item() + len(segment)
 
 
+@st.composite
+def shares(draw: st.DrawFn) -> Share:
+    candidates = draw(st.lists(segments(), max_size=6))
+    chosen = draw(st.permutations(range(len(candidates))))[: draw(st.integers(0, len(candidates)))]
+    return Share(draw(segments()), candidates, tuple(chosen), holds_prefix=not chosen or draw(st.booleans()))
+
+
 @settings(max_examples=150, deadline=None)
-@given(prefix=segments(), candidates=st.lists(segments(), max_size=12), budget=st.integers(1, 120))
-def test_packs_are_the_job_rearranged(prefix: Segment, candidates: list[Segment], budget: int) -> None:
-    packs = pack(prefix, candidates, budget_tokens=budget)
-    assert sorted(index for each in packs for index in each.candidates) == list(range(len(candidates)))
-    assert [each.holds_prefix for each in packs] == [True, *[False] * (len(packs) - 1)][: len(packs)]
-    for each in packs:
-        own = len(prefix) if each.holds_prefix else 0
-        assert each.bounds[0] == own
-        assert each.bounds[-1] == len(each.ids) == each.positions.shape[1]
-        assert each.ids[:own].tolist() == list(prefix.ids[:own])
-        assert len(each.candidates) == 1 or len(each.ids) <= max(
-            budget, own + len(candidates[each.candidates[0]])
-        )
-        images = list(each.images[len(prefix.images) if own else 0 :])
-        for number, index in enumerate(each.candidates):
-            start, end = each.bounds[number], each.bounds[number + 1]
-            candidate = candidates[index]
-            assert each.ids[start:end].tolist() == list(candidate.ids)
-            assert each.score_rows[number] == end - 1
+@given(chosen=st.lists(shares(), min_size=1, max_size=4))
+def test_a_pack_is_its_shares_rearranged(chosen: list[Share]) -> None:
+    packed = pack(chosen)
+    rows = iter(packed.score_rows)
+    end = 0
+    for share, part in zip(chosen, packed.parts, strict=True):
+        prefix, own = share.prefix, len(share.prefix) if share.holds_prefix else 0
+        assert (part.start, part.candidates, part.prefix_tokens) == (end, share.candidates, len(prefix))
+        assert part.bounds[0] == part.start + own
+        assert part.bounds[-1] - part.start == share.tokens
+        assert packed.ids[part.start : part.bounds[0]].tolist() == list(prefix.ids[:own])
+        images = list(part.images)
+        for placed in prefix.images if own else ():
+            assert images.pop(0) == Placed(part.start + placed.start, placed.grid)
+        for number, index in enumerate(part.candidates):
+            start, end = part.bounds[number], part.bounds[number + 1]
+            candidate = share.segments[index]
+            assert packed.ids[start:end].tolist() == list(candidate.ids)
+            assert next(rows) == end - 1
             # Alone, behind the prefix, the candidate would have these positions.
             shifted = tuple(Placed(len(prefix) + placed.start, placed.grid) for placed in candidate.images)
             alone, _ = place(Segment(prefix.ids + candidate.ids, prefix.images + shifted), 0)
-            assert np.array_equal(each.positions[:, start:end], alone[:, len(prefix) :])
+            assert np.array_equal(packed.positions[:, start:end], alone[:, len(prefix) :])
             for placed in candidate.images:
                 assert images.pop(0) == Placed(start + placed.start, placed.grid)
         assert images == []
+        end = part.bounds[-1]
+    assert end == len(packed.ids) == packed.positions.shape[1]
+    assert list(rows) == []
 
 
 @given(
-    prefix=st.integers(1, 50), lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(1, 100)
+    lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(1, 100), pieces=st.integers(1, 4)
 )
-def test_plan_keeps_the_budget(prefix: int, lengths: list[int], budget: int) -> None:
-    groups = plan(prefix, lengths, budget)
+def test_plan_keeps_the_budget(lengths: list[int], budget: int, pieces: int) -> None:
+    groups = plan(lengths, budget, pieces=pieces)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for number, group in enumerate(groups):
-        tokens = sum(lengths[index] for index in group) + (prefix if number == 0 else 0)
+    for group in groups:
         assert group
-        assert tokens <= budget or len(group) == 1 or (number == 0 and prefix >= budget)
-        assert sorted(lengths[index] for index in group) == [lengths[index] for index in group]
+        assert sum(lengths[index] for index in group) <= budget or len(group) == 1
+    assert [lengths[index] for group in groups for index in group] == sorted(lengths)
 
 
-def test_no_candidates_make_no_packs() -> None:
-    assert pack(Segment((1, 2)), [], budget_tokens=10) == []
+@given(lengths=st.lists(st.integers(10, 20), min_size=16, max_size=60), pieces=st.integers(1, 4))
+def test_plan_divides_evenly(lengths: list[int], pieces: int) -> None:
+    tokens = [sum(lengths[index] for index in group) for group in plan(lengths, 10_000, pieces=pieces)]
+    assert len(tokens) == pieces
+    assert max(tokens) - min(tokens) <= 2 * max(lengths)
+
+
+def test_no_candidates_make_no_groups() -> None:
+    assert plan([], 10, pieces=2) == []

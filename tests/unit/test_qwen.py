@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import models
-from models import DEMO, Item, Job, JobTooLong, ModelFailed, ModelNotFound, Pixels, weights
+from models import DEMO, Item, Job, JobTooLong, ModelFailed, ModelNotFound, Pixels, Scores, weights
+from models.attention import Form
+from models.images import Patches
 from models.qwen import QwenReranker
-from models.stock import fetch_image
 from tests.tiny_qwen import ADDED, SPECIAL, save_checkpoint
 
 TOLERANCE = 1e-4  # |Δ(z_yes - z_no)| in fp32
@@ -39,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reranker(checkpoint: Path) -> QwenReranker:
-    return QwenReranker.load(str(checkpoint), device="cpu")
+    return QwenReranker.load(str(checkpoint), device="cpu", dtype="fp32", threads=2)
 
 
 def text(rng: random.Random, words: int) -> str:
@@ -63,33 +66,80 @@ def assert_alike(reranker: QwenReranker, job: Job) -> None:
     packed, dense = reranker.score(job), reranker.score_dense(job)
     assert len(packed.margins) == len(job.candidates)
     assert max(abs(a - b) for a, b in zip(packed.margins, dense.margins, strict=True)) <= TOLERANCE
-    assert replace(packed, margins=(), computed_tokens=0, stages_ms={}) == replace(
+    assert replace(packed, margins=(), computed_tokens=0, reused_images=0, stages_ms={}) == replace(
         dense, margins=(), computed_tokens=0, stages_ms={}
     )
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_packed_scores_are_the_references(
-    reranker: QwenReranker, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_scores_are_the_references(checkpoint: Path, seed: int) -> None:
     rng = random.Random(seed)
     images = [image(rng) for _ in range(4)]
     candidates = tuple(item(rng, images, 60) for _ in range(rng.choice([1, 2, 9, 40])))
     instruction = rng.choice([None, "", "Find the product that the buyer asks for"])
-    monkeypatch.setattr(reranker, "_pack_tokens", rng.choice([50, 300, 4096]))
+    reranker = QwenReranker.load(
+        str(checkpoint),
+        device="cpu",
+        dtype="fp32",
+        threads=rng.choice([1, 2]),
+        pack_tokens=rng.choice([50, 300, 4096]),
+    )
     assert_alike(reranker, Job(item(rng, images, 40), candidates, instruction, rng.choice([None, 20])))
 
 
-def test_the_dense_form_scores_alike(checkpoint: Path, reranker: QwenReranker) -> None:
-    dense = QwenReranker.load(str(checkpoint), device="cpu", attention_form="dense")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("form", ["dense", "flex"])
+@pytest.mark.parametrize("pack_tokens", [4096, 100])
+def test_every_form_scores_alike(
+    checkpoint: Path, reranker: QwenReranker, form: Form, pack_tokens: int
+) -> None:
+    other = QwenReranker.load(
+        str(checkpoint), device="cpu", dtype="fp32", attention_form=form, pack_tokens=pack_tokens
+    )
     rng = random.Random(99)
     images = [image(rng) for _ in range(2)]
     job = Job(item(rng, images, 30), tuple(item(rng, images, 40) for _ in range(7)))
-    for budget in (4096, 100):
-        dense._pack_tokens = budget
-        for a, b in zip(dense.score(job).margins, reranker.score(job).margins, strict=True):
+    for a, b in zip(other.score(job).margins, reranker.score(job).margins, strict=True):
+        assert abs(a - b) <= TOLERANCE
+    assert (other.card.attention, reranker.card.attention) == (form, "cascade")
+    assert other.compilations == 0
+
+
+def test_several_jobs_at_once_score_as_alone(reranker: QwenReranker) -> None:
+    rng = random.Random(98)
+    images = [image(rng) for _ in range(3)]
+    jobs = [
+        Job(item(rng, images, 20), tuple(item(rng, images, 30) for _ in range(rng.randint(1, 9))))
+        for _ in range(8)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(reranker.score, jobs))
+    for job, scores in zip(jobs, together, strict=True):
+        for a, b in zip(scores.margins, reranker.score(job).margins, strict=True):
             assert abs(a - b) <= TOLERANCE
-    assert (dense.card.attention, reranker.card.attention) == ("dense", "cascade")
+
+
+def test_a_session_scores_alike_and_computes_less(reranker: QwenReranker) -> None:
+    rng = random.Random(97)
+    images = [image(rng) for _ in range(3)]
+    job = Job(Item("q", image(rng)), tuple(item(rng, images, 30) for _ in range(9)))
+    answers: list[Scores | Exception] = []
+    for ticket, candidates in enumerate([job.candidates[:6], job.candidates, job.candidates], start=1):
+        came = threading.Event()
+
+        def take(outcome: Scores | Exception, came: threading.Event = came) -> None:
+            answers.append(outcome)
+            came.set()
+
+        reranker.begin(ticket, replace(job, candidates=candidates), take, session="s")
+        assert came.wait(20)
+    first, second, third = (each for each in answers if isinstance(each, Scores))
+    alone = reranker.score(job).margins
+    assert max(abs(a - b) for a, b in zip(second.margins, alone, strict=True)) <= TOLERANCE
+    assert second.margins[:6] == first.margins
+    assert third.margins == second.margins
+    assert first.computed_tokens > second.computed_tokens > third.computed_tokens == 0
+    reranker.end_session("s")
 
 
 def test_scores_differ_by_candidate_query_and_instruction(reranker: QwenReranker) -> None:
@@ -119,13 +169,13 @@ def test_equal_images_and_candidates_are_computed_once(
     picture = image(rng)
     again = Pixels(picture.width, picture.height, bytes(bytearray(picture.data)))
     seen: list[int] = []
-    tower = reranker._model.get_image_features
+    see = reranker.qwen.tower.see
 
-    def counting(values: torch.Tensor, grids: torch.Tensor) -> object:
-        seen.append(len(grids))
-        return tower(values, grids)
+    def counting(images: Sequence[Patches]) -> list[torch.Tensor]:
+        seen.append(len(images))
+        return see(images)
 
-    monkeypatch.setattr(reranker._model, "get_image_features", counting)
+    monkeypatch.setattr(reranker.qwen.tower, "see", counting)
     candidates = (Item("a", picture), Item("b", again), Item("a", again), Item(None, image(rng)))
     scores = reranker.score(Job(Item("q", picture), candidates))
     assert seen == [2]
@@ -134,46 +184,18 @@ def test_equal_images_and_candidates_are_computed_once(
     assert 0 < scores.image_tokens < scores.input_tokens
 
 
-def test_many_images_go_through_the_tower_in_batches(
-    reranker: QwenReranker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = random.Random(8)
-    job = Job(Item("q"), tuple(Item(None, image(rng)) for _ in range(5)))
-    whole = reranker.score(job).margins
-    monkeypatch.setattr("models.qwen.VISION_PATCHES", 60)
-    for a, b in zip(reranker.score(job).margins, whole, strict=True):
-        assert abs(a - b) <= TOLERANCE
-
-
-def test_image_sizes_are_the_references(reranker: QwenReranker) -> None:
-    """The double resize, from the definition: a large image is resized twice, and ends at 1,280 tokens at most."""
-    large, small = Pixels(1500, 1300, bytes(1500 * 1300 * 3)), Pixels(10, 3, bytes(90))
-    prepared = reranker._preparer.prepare([large, small])
-    assert prepared[large].grid.tokens <= 1280 < (1500 // 28) * (1300 // 28)
-    assert prepared[small].grid.tokens >= 4
-    for each in prepared.values():
-        assert each.values.shape == (4 * each.grid.tokens, 3 * 2 * 14 * 14)
+def test_an_image_that_the_model_cannot_see_fails_the_job(reranker: QwenReranker) -> None:
     with pytest.raises(ModelFailed, match="unequal"):
         reranker.score(Job(Item("q"), (Item(None, Pixels(1, 201, bytes(603))),)))
 
 
-def test_only_pictures_reach_the_unsafe_reader(
+def test_a_text_that_names_a_file_or_a_page_is_text(
     reranker: QwenReranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from PIL import Image
-
-    given: list[object] = []
-
-    def watching(element: dict[str, object], image_patch_size: int) -> object:
-        given.append(element["image"])
-        return fetch_image(element, image_patch_size=image_patch_size)
-
-    monkeypatch.setattr("models.images.fetch_image", watching)
     monkeypatch.setattr("socket.socket", lambda *_, **__: pytest.fail("a socket was opened"))
+    monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("a file was opened"))
     rng = random.Random(9)
     reranker.score(Job(Item("file:///etc/passwd", image(rng)), (Item("https://example.org/a.png"),)))
-    assert len(given) == 1
-    assert isinstance(given[0], Image.Image)
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<tool_call>"])
@@ -213,7 +235,7 @@ def test_stages_are_timed(reranker: QwenReranker) -> None:
     began = time.perf_counter()
     stages = reranker.score(Job(Item("q"), (Item("d"),))).stages_ms
     assert stages.keys() == {"tokenize", "vision", "forward"}
-    assert 0 < sum(stages.values()) <= (time.perf_counter() - began) * 1000
+    assert 0 < sum(stages.values()) <= 2 * (time.perf_counter() - began) * 1000  # of two threads
 
 
 def test_the_card_tells_what_was_loaded(checkpoint: Path, reranker: QwenReranker) -> None:
@@ -235,7 +257,7 @@ def test_bf16_stays_near_fp32(checkpoint: Path, reranker: QwenReranker) -> None:
 
 
 def test_a_score_that_is_not_finite_fails_the_job(tmp_path: Path) -> None:
-    poisoned = QwenReranker.load(str(save_checkpoint(tmp_path, poison=True)), device="cpu")
+    poisoned = QwenReranker.load(str(save_checkpoint(tmp_path, poison=True)), device="cpu", dtype="fp32")
     with pytest.raises(ModelFailed, match="finite"):
         poisoned.score(Job(Item("q"), (Item("d"),)))
 
@@ -275,7 +297,7 @@ def test_sliding_windows_and_broken_configurations_are_refused(checkpoint: Path,
 
 def test_the_demo_model_loads_fast_and_scores_as_the_reference() -> None:
     began = time.perf_counter()
-    demo = models.load(DEMO, device="cpu", threads=1)
+    demo = models.load(DEMO, device="cpu", dtype="fp32", threads=1)
     assert time.perf_counter() - began < 2.0
     assert isinstance(demo, QwenReranker)
     rng = random.Random(12)
