@@ -6,11 +6,14 @@ has its entry already. The door makes it, the hot path fills it, the answer is b
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from service.errors import ClientClosed
 
 if TYPE_CHECKING:
     from tenants.access import Caller
@@ -66,6 +69,8 @@ class Exchange:
     stages_ms: dict[str, float] = field(default_factory=dict)
     entry_id: str | None = None
     """The id of this request's entry in the log, once there is one."""
+    hung_up: Callable[[], Awaitable[None]] | None = None
+    """Returns once the caller has closed the connection. Unset until the body was read: before, it would eat it."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -75,6 +80,26 @@ class Exchange:
             yield
         finally:
             self.stages_ms[name] = self.stages_ms.get(name, 0.0) + (time.perf_counter() - start) * 1000
+
+    @asynccontextmanager
+    async def while_connected(self) -> AsyncIterator[None]:
+        """Break off what is inside when the caller hangs up, and raise `ClientClosed`."""
+        try:
+            async with asyncio.timeout(None) as connection:
+                watching = asyncio.create_task(self._watch(connection))
+                try:
+                    yield
+                finally:
+                    watching.cancel()
+        except TimeoutError:
+            if connection.expired():
+                raise ClientClosed from None
+            raise
+
+    async def _watch(self, connection: asyncio.Timeout) -> None:
+        if self.hung_up is not None:
+            await self.hung_up()
+            connection.reschedule(0)  # now
 
     @property
     def elapsed_ms(self) -> float:

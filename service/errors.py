@@ -14,6 +14,7 @@
     ├── Overloaded          no room in a queue; come back after `retry_after_s`
     ├── WorkerLost          the worker died, and so did its replacement
     ├── ScreeningLost       no screening child answers
+    ├── ClientClosed        the caller hung up before the answer
     ├── LogUnavailable      the entry could not be written, so there is no answer
     └── DeadlineExceeded    the answer would have come too late
 
@@ -38,6 +39,8 @@ from tenants.errors import (
     Forbidden as TenantForbidden,
 )
 
+CLIENT_CLOSED = 499
+"""As nginx says it in its logs. HTTP has no such status, for there is nobody left to read it."""
 PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types"
 
 
@@ -129,6 +132,10 @@ class ScreeningLost(ServiceError):
     """The image screening stopped while it was working. Try again."""
 
 
+class ClientClosed(ServiceError):
+    """The caller closed the connection before the answer."""
+
+
 class LogUnavailable(ServiceError):
     """The decision could not be written to the log, and nothing is answered without its entry. Try again."""
 
@@ -166,6 +173,7 @@ TABLE: dict[type[Exception], Meaning] = {
     Overloaded: Meaning(503, "overloaded", 1),
     WorkerLost: Meaning(503, "worker_lost", 1),
     ScreeningLost: Meaning(503, "screening_lost", 1),
+    ClientClosed: Meaning(CLIENT_CLOSED, "client_closed"),
     LogUnavailable: Meaning(503, "log_unavailable", 1),
     DeadlineExceeded: Meaning(504, "deadline_exceeded"),
     JobTooLong: Meaning(422, "query_too_long"),
@@ -190,7 +198,7 @@ class Trouble:
 
     @property
     def title(self) -> str:
-        return HTTPStatus(self.status).phrase
+        return "Client Closed Request" if self.status == CLIENT_CLOSED else HTTPStatus(self.status).phrase
 
     @property
     def type_uri(self) -> str:

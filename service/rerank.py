@@ -77,15 +77,16 @@ class Rerank:
         with exchange.stage("hold"):
             hold = await self.ledger.hold(exchange, ask)
         try:
-            with exchange.stage("clean"):
-                job = await self._clean(ask)
-            with exchange.stage("score"):
-                scored = await self.fleet.score(
-                    str(caller.tenant), job, deadline_s=self._left_s(exchange), session=ask.session
-                )
+            async with exchange.while_connected():
+                with exchange.stage("clean"):
+                    job = await self._clean(ask)
+                with exchange.stage("score"):
+                    scored = await self.fleet.score(
+                        str(caller.tenant), job, deadline_s=self._left_s(exchange), session=ask.session
+                    )
             ranking = rank(scored.scores, ask.top_n)
         except BaseException as exc:
-            # Shielded: a caller who hangs up must not leave a slot held and a decision without its entry.
+            # Shielded: however this ends, no slot stays held and no decision is without its entry.
             await asyncio.shield(self.ledger.settle_refused(exchange, hold, ask, describe(exc)))
             raise
         with exchange.stage("settle"):

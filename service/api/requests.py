@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
@@ -12,6 +13,7 @@ from service.errors import BadRequest, BodyTooSlow, Forbidden
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Receive
 
     from service.asks import Exchange
     from tenants.access import Caller
@@ -46,11 +48,22 @@ def require(exchange: Exchange, role: str) -> Caller:
 
 
 async def read_body(request: Request, deadline_s: float) -> bytes:
-    """The whole body. Raises `BodyTooSlow`, `BodyTooLarge` (from the door), and `BadRequest` where it breaks off."""
+    """The whole body; from then on the exchange knows when its caller hangs up.
+
+    Raises `BodyTooSlow`, `BodyTooLarge` (from the door), and `BadRequest` where it breaks off.
+    """
     try:
         async with asyncio.timeout(deadline_s):
-            return await request.body()
+            body = await request.body()
     except TimeoutError:
         raise BodyTooSlow(f"The body did not arrive within {deadline_s:g} s.") from None
     except ClientDisconnect:
         raise BadRequest("The body ended before all of it was sent.") from None
+    request.state.exchange.hung_up = partial(_hung_up, request.receive)
+    return body
+
+
+async def _hung_up(receive: Receive) -> None:
+    """ASGI: where the body has been read, `receive` waits for the end of the connection, or of the answer."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
