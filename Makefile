@@ -7,7 +7,8 @@ BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
-          --no-annotate --quiet --override deploy/lock-overrides.txt --no-emit-package torch --no-emit-package av
+          --no-annotate --quiet --override deploy/lock-overrides.txt --excludes deploy/lock-excludes.txt \
+          --no-emit-package torch --no-emit-package av
 
 .DEFAULT_GOAL := help
 .PHONY: help run install install-dev test check format lock bench clean
