@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -54,7 +52,6 @@ class Patches:
     """
 
     levels: Tensor
-    grid: Grid
     patch_grid: tuple[int, int, int]
     colours: Colours
     frames: int
@@ -103,24 +100,8 @@ class ImagePreparer:
         *_, (height, width) = self._sizes(pixels)
         return Grid(number, height // self._token, width // self._token)
 
-    @overload
-    def prepare(self, images: Pixels) -> Patches: ...
-    @overload
-    def prepare(self, images: Iterable[Pixels]) -> dict[Pixels, Patches]: ...
-    def prepare(self, images: Pixels | Iterable[Pixels]) -> Patches | dict[Pixels, Patches]:
-        """Prepare an image; of several, each distinct one once, numbered in the order of first appearance.
-
-        Raises `ModelFailed` as `grid` does.
-        """
-        if isinstance(images, Pixels):
-            return self._prepare(images, 0)
-        prepared: dict[Pixels, Patches] = {}
-        for pixels in images:
-            if pixels not in prepared:
-                prepared[pixels] = self._prepare(pixels, len(prepared))
-        return prepared
-
-    def _prepare(self, pixels: Pixels, number: int) -> Patches:
+    def prepare(self, pixels: Pixels) -> Patches:
+        """Resize an image and cut it. Raises `ModelFailed` as `grid` does."""
         size = (pixels.height, pixels.width)
         picture: Image.Image | None = None
         for wanted in self._sizes(pixels):
@@ -135,7 +116,6 @@ class ImagePreparer:
         patches = rgb.reshape(rows, merge, patch, columns, merge, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
         return Patches(
             torch.from_numpy(np.array(patches, order="C")).view(-1, 3 * patch**2),
-            Grid(number, rows, columns),
             (1, rows * merge, columns * merge),
             self.colours,
             self._frames,

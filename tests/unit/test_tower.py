@@ -174,9 +174,12 @@ def test_several_threads_see_at_once(
         assert all(torch.equal(a, b) for a, b in zip(features, see(images), strict=True))
 
 
+@pytest.mark.parametrize("precise_rows", [512, 0], ids=["short", "long"])
 def test_bf16_features_are_closer_to_fp32_than_the_stock_towers(
-    demo: Qwen2_5_VLForConditionalGeneration,
+    demo: Qwen2_5_VLForConditionalGeneration, precise_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Both with attention in fp32 and, as over the many rows of a large image, in bf16."""
+    monkeypatch.setattr("models.tower._PRECISE_ROWS", precise_rows)
     preparer = ImagePreparer(DEMO_DIRECTORY, patch=14, merge=2, temporal_patch=2)
     images = [preparer.prepare(each) for each in pictures(random.Random(5), 8)]
     small = load_demo(torch.bfloat16)
