@@ -14,7 +14,7 @@ import threading
 from itertools import pairwise
 from typing import Any, NoReturn
 
-from service.processes.sandbox import PR_SET_NAME, PR_SET_PDEATHSIG, prctl
+from service.processes.sandbox import PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
 from service.processes.wire import Beat, Vocabulary, WireError
 
 BEAT_S = 1.0
@@ -33,6 +33,8 @@ class Parent:
         Every other descriptor is closed, but for `keep`.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A thread has this from the one that started it: set later, it would not hold for those that run by then.
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
         self._parent_pid = parent_pid
         self._vocabulary = vocabulary
         # uvloop hands its children every descriptor that is not close-on-exec, whatever close_fds says.
