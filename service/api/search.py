@@ -124,8 +124,12 @@ def build_router(
         """Counts over all tenants, so only the platform's own keys may read them."""
         request.state.exchange.operation = "metrics"
         require(request.state.exchange, "platform_admin")
+        workers = fleet.workers()
         for state in ("assigned", "spare"):
-            metrics.WORKERS.labels(state).set(sum(worker.state == state for worker in fleet.workers()))
+            metrics.WORKERS.labels(state).set(sum(worker.state == state for worker in workers))
+        metrics.WORKER_COMPILATIONS.set(sum(worker.compilations for worker in workers))
+        metrics.JOBS.labels("running").set(sum(worker.running for worker in workers))
+        metrics.JOBS.labels("waiting").set(fleet.waiting)
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     return router

@@ -29,6 +29,12 @@ STAGE_SECONDS = Histogram(
 DOCUMENTS = Counter("pericarp_documents", "Scored candidates.", registry=REGISTRY)
 IMAGES = Counter("pericarp_images", "Images that passed screening.", registry=REGISTRY)
 WORKERS = Gauge("pericarp_workers", "Live worker processes.", ["state"], registry=REGISTRY)
+WORKER_COMPILATIONS = Gauge(
+    "pericarp_worker_compilations",
+    "Kernels that live workers compiled after their warm-up.",
+    registry=REGISTRY,
+)
+JOBS = Gauge("pericarp_jobs", "Jobs at workers, and in line before them.", ["state"], registry=REGISTRY)
 WORKER_RETRIES = Counter(
     "pericarp_worker_retries", "Requests scored again after a worker died.", registry=REGISTRY
 )

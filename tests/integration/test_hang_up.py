@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -40,10 +41,11 @@ class Served:
     fleet: LocalFleet
     tenant: TenantId
     key: str
+    platform_key: str
     audit: Audit
 
-    def client(self) -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {self.key}"}
+    def client(self, key: str | None = None) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {key or self.key}"}
         return httpx.AsyncClient(base_url=f"http://{self.host}:{self.port}", headers=headers, timeout=30)
 
     async def send(self, *bodies: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -55,6 +57,14 @@ class Served:
             writer.write(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
         await writer.drain()
         return reader, writer
+
+    async def jobs(self) -> dict[str, float]:
+        """What `/metrics` says of them."""
+        async with self.client(self.platform_key) as client:
+            told = (await client.get("/metrics")).text
+        return {
+            state: float(count) for state, count in re.findall(r'pericarp_jobs{state="(\w+)"} (\S+)', told)
+        }
 
     async def entries(self, count: int) -> list[Entry]:
         """All of them, once there are so many."""
@@ -74,6 +84,8 @@ async def served(
 ) -> AsyncIterator[Served]:
     tenant = await directory.create_tenant(f"hasty-{secrets.token_hex(4)}", Policy(concurrent_requests=2))
     _, key = await directory.create_key(tenant.id, Role.SEARCH)
+    platform = await directory.create_tenant(f"platform-{secrets.token_hex(4)}")
+    _, platform_key = await directory.create_key(platform.id, Role.PLATFORM_ADMIN)
     kept = (installation_secrets.pepper, installation_secrets.master_key)
     fleet = LocalFleet(model="puppet", worker="tests.integration.fake_worker", jobs_at_once=1)
     settings = Settings(home=tmp_path, port=0, screeners=1)
@@ -82,18 +94,14 @@ async def served(
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started or serving.done(), 30)
     host, port = server.servers[0].sockets[0].getsockname()
-    yield Served(host, port, fleet, tenant.id, key, audit)
+    yield Served(host, port, fleet, tenant.id, key, platform_key, audit)
     server.should_exit = True
     await serving
 
 
 def hang_ups() -> float:
-    return (
-        metrics.REGISTRY.get_sample_value(
-            "pericarp_requests_total", {"operation": "/v1/rerank", "status": "499"}
-        )
-        or 0.0
-    )
+    labels = {"operation": "/v1/rerank", "status": "499"}
+    return metrics.REGISTRY.get_sample_value("pericarp_requests_total", labels) or 0.0
 
 
 def watchers() -> int:
@@ -108,10 +116,12 @@ async def test_who_hangs_up_leaves_nothing_running_waiting_or_held(served: Serve
         assert (await client.post("/v1/rerank", json=RUNNING)).status_code == 200
         writers = [(await served.send(SLEEP))[1] for _ in range(2)]
         await until(lambda: served.running == 1 and served.fleet.waiting == 1)
+        assert await served.jobs() == {"running": 1, "waiting": 1}
         assert watchers() == 2
         for writer in writers:
             writer.close()
         await until(lambda: served.running == 0 and served.fleet.waiting == 0)
+        assert await served.jobs() == {"running": 0, "waiting": 0}
         gone = [entry for entry in await served.entries(3) if entry.status == 499]
         assert [entry.code for entry in gone] == ["client_closed"] * 2
         answers = await asyncio.gather(*(client.post("/v1/rerank", json=RUNNING) for _ in range(2)))
