@@ -48,6 +48,8 @@ def test_the_served_model_says_what_it_is(service: Service) -> None:
 def test_the_api_describes_all_of_itself(openapi: dict[str, Any]) -> None:
     assert openapi["openapi"].startswith("3.1")
     assert {"/v1/rerank", "/v1/models", "/healthz", "/readyz", "/metrics"} <= set(openapi["paths"])
+    assert set(openapi["paths"]["/v1/sessions"]) == {"post", "get"}
+    assert set(openapi["paths"]["/v1/sessions/{session_id}"]) == {"get", "delete"}
     assert set(openapi["paths"]["/v1/rerank"]) == {"post"}
     scheme = openapi["components"]["securitySchemes"]["key"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")

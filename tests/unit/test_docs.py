@@ -29,6 +29,7 @@ README = ROOT / "README.md"
 PAGES = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
 API = (ROOT / "docs" / "api.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+SESSIONS = ("/v1/sessions", "/v1/sessions/{session_id}")
 TYPERS_OWN = {"--help", "--install-completion", "--show-completion"}
 
 
@@ -82,15 +83,22 @@ def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> 
 
 @pytest.mark.parametrize(
     "path",
-    sorted({path for path in OPEN_PATHS if "." not in path} | {"/v1/rerank", "/v1/models", "/metrics"}),
+    sorted(
+        {path for path in OPEN_PATHS if "." not in path} | {"/v1/rerank", "/v1/models", "/metrics", *SESSIONS}
+    ),
 )
 def test_every_path_stands_in_the_api_page(path: str) -> None:
-    assert re.search(rf"`(GET|POST) {path}`", API)
+    assert re.search(rf"`(GET|POST|DELETE) {path}`", API)
 
 
 @pytest.mark.parametrize(
     "field",
-    [*schemas.RerankRequest.model_fields, *schemas.TextAndImage.model_fields, *schemas.Content.model_fields],
+    [
+        *schemas.RerankRequest.model_fields,
+        *schemas.TextAndImage.model_fields,
+        *schemas.Content.model_fields,
+        *schemas.SessionRequest.model_fields,
+    ],
 )
 def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
     assert f"`{field}`" in API
@@ -98,7 +106,17 @@ def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [schemas.RerankAnswer, schemas.Result, schemas.Usage, schemas.Meta, schemas.BilledUnits, schemas.Problem],
+    [
+        schemas.RerankAnswer,
+        schemas.Result,
+        schemas.Usage,
+        schemas.Meta,
+        schemas.BilledUnits,
+        schemas.Problem,
+        schemas.SessionUse,
+        schemas.SessionAnswer,
+        schemas.OpenSessions,
+    ],
 )
 def test_every_field_of_an_answer_stands_in_the_api_page(shape: type[BaseModel]) -> None:
     names = [field.alias or name for name, field in shape.model_fields.items()]
