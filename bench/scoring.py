@@ -114,7 +114,7 @@ def measure_matrix_rate(model: Any, dtype: torch.dtype, threads: int, packed_tok
     """GFLOP/s of the language model's own products, nothing between them, each thread on inputs of its own."""
     layer = model.model.language_model.layers[0]
     products = [layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj]
-    flops = sum(2 * packed_tokens * each.weight.numel() for each in products)
+    flops: int = sum(2 * packed_tokens * each.weight.numel() for each in products)
     repeats = 40
     ready = threading.Barrier(threads)
 
@@ -157,8 +157,9 @@ def count_flops(model: Any, job: Job, scores: Scores) -> float:
     linear = 2 * ((layers - 1) * (keys + rest) * scores.computed_tokens)
     linear += 2 * (keys * scores.computed_tokens + rest * candidates)
     # Each row attends to the prefix and to half of its own candidate, taken as if all were of the mean length.
-    pairs = own * prefix + own * (own / candidates) / 2 + prefix * prefix / 2
-    return linear + 4 * width * pairs * (layers - 1)
+    pairs: float = own * prefix + own * (own / candidates) / 2 + prefix * prefix / 2
+    total: float = linear + 4 * width * pairs * (layers - 1)
+    return total
 
 
 def measure_share(packed: QwenReranker, stock: Stock, dtype: str, threads: int, case: Case) -> dict[str, Any]:
@@ -293,7 +294,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     directory = weights.find(options.model).directory
-    truth = Stock(directory, torch.float32)
+    truth = Stock.load(directory, torch.float32)
     default = QwenReranker.load(options.model, device="cpu", threads=options.threads)
     report: dict[str, Any] = {
         "name": "scoring",
@@ -317,7 +318,7 @@ def main() -> int:
     }
     for dtype in (default.card.dtype,) if options.quick else ("fp32", "bf16"):
         packed = QwenReranker.load(options.model, device="cpu", dtype=dtype, threads=options.threads)
-        stock = truth if dtype == "fp32" else Stock(directory, torch.bfloat16)
+        stock = truth if dtype == "fp32" else Stock.load(directory, torch.bfloat16)
         for case, rounds, batches in QUICK if options.quick else FULL:
             torch.set_num_threads(options.threads)  # the stock model's; the engine's threads have one each
             figure = run_case(case, packed, stock, truth, rounds, batches)

@@ -49,45 +49,51 @@ class Case:
 class Stock:
     """The stock model, called as its users call it. `score` gives margins in the order of the candidates."""
 
-    def __init__(self, directory: Path, dtype: torch.dtype) -> None:
-        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    def __init__(self, model: Any, prompt: Prompt, preparer: ImagePreparer) -> None:
+        self.model = model
+        self.prompt = prompt
+        self.preparer = preparer
+        self.padding = prompt.controls["<|endoftext|>"]
+
+    @classmethod
+    def load(cls, directory: Path, dtype: torch.dtype) -> Stock:
+        model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True
         ).eval()  # type: ignore[no-untyped-call]
-        vision = self.model.config.vision_config
-        self.prompt = Prompt.load(directory)
-        self.preparer = ImagePreparer(
+        vision = model.config.vision_config
+        preparer = ImagePreparer(
             directory,
             patch=vision.patch_size,
             merge=vision.spatial_merge_size,
             temporal_patch=vision.temporal_patch_size,
         )
-        self.padding = self.prompt.controls["<|endoftext|>"]
+        return cls(model, Prompt.load(directory), preparer)
 
     @torch.inference_mode()
     def score(self, job: Job, batch: int) -> list[float]:
-        items = (job.query, *job.candidates)
-        patches = self.preparer.prepare(item.image for item in items if item.image is not None)
-        grids = {pixels: each.grid for pixels, each in patches.items()}
+        images = dict.fromkeys(item.image for item in (job.query, *job.candidates) if item.image is not None)
+        patches = [self.preparer.prepare(image) for image in images]
+        grids = {image: self.preparer.grid(image, number) for number, image in enumerate(images)}
         sheet = self.prompt.write(job, grids, context_tokens=1 << 20)
-        shown = {each.grid.image: each for each in patches.values()}
+        device = self.model.device
         order = sorted(range(len(job.candidates)), key=lambda index: len(sheet.candidates[index]))
         margins = [0.0] * len(order)
         for begin in range(0, len(order), batch):
             chosen = order[begin : begin + batch]
             rows = [[*sheet.prefix.ids, *sheet.candidates[index].ids] for index in chosen]
             longest = max(map(len, rows))
-            ids = torch.tensor([[self.padding] * (longest - len(row)) + row for row in rows])
-            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-            images = [
-                shown[placed.grid.image]
+            ids = torch.tensor([[self.padding] * (longest - len(row)) + row for row in rows], device=device)
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+            shown = [
+                patches[placed.grid.image]
                 for index in chosen
                 for placed in (*sheet.prefix.images, *sheet.candidates[index].images)
             ]
             more: dict[str, Tensor] = {}
-            if images:
+            if shown:
                 more = {
-                    "pixel_values": torch.cat([each.values for each in images]),
-                    "image_grid_thw": torch.tensor([each.patch_grid for each in images]),
+                    "pixel_values": torch.cat([each.values for each in shown]).to(device),
+                    "image_grid_thw": torch.tensor([each.patch_grid for each in shown], device=device),
                     "mm_token_type_ids": (ids == self.model.config.image_token_id).int(),
                 }
             logits = self.model(

@@ -70,6 +70,21 @@ class FlexMask:
         return out[:, :, self._remembered : self._remembered + self._tokens].transpose(1, 2)
 
 
+def warm_up(
+    *, heads: int, key_heads: int, size: int, dtype: torch.dtype, device: torch.device, most_rows: int
+) -> None:
+    """Compile the kernel for every bucket up to that of `most_rows`; `size` is that of a head."""
+    for rows in (
+        SMALLEST_BUCKET << step for step in range((bucket(most_rows) // SMALLEST_BUCKET).bit_length())
+    ):
+        part = Part(0, 1, holds_prefix=True, candidates=(0,), bounds=(1, rows), images=())
+        ids = np.zeros(rows, dtype=np.int64)
+        mask = FlexMask(Pack(ids, np.broadcast_to(ids, (3, rows)), (part,)), device)
+        query = torch.zeros(1, heads, rows, size, dtype=dtype, device=device)
+        key = torch.zeros(1, key_heads, rows, size, dtype=dtype, device=device)
+        mask.attend(query, key, key, 1.0)
+
+
 def bucket(rows: int) -> int:
     """The power of two that holds `rows`, at least `SMALLEST_BUCKET`."""
     return max(SMALLEST_BUCKET, 1 << (rows - 1).bit_length())

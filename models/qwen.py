@@ -145,6 +145,15 @@ class QwenReranker:
             threads=(threads or 1) if on_cpu else 1,
             pack_tokens=pack_tokens or (CPU_PACK_TOKENS if on_cpu else GPU_PACK_TOKENS),
         )
+        if form == "flex" and not on_cpu:
+            flex.warm_up(
+                heads=text.num_attention_heads,
+                key_heads=text.num_key_value_heads,
+                size=text.hidden_size // text.num_attention_heads,
+                dtype=_DTYPES[dtype],
+                device=torch.device(device),
+                most_rows=2 * limits.pack_tokens,  # a pack, and prefixes that it recalls
+            )
         return cls(Qwen(model, prompt, preparer, form=form), card, limits)
 
     @property

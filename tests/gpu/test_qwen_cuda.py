@@ -1,4 +1,4 @@
-"""The same scores on a CUDA device: dense form, bf16 and fp32. Skipped without one."""
+"""The same scores on a CUDA device: flex and dense form, bf16 and fp32. Skipped without one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models import Item, Job, Pixels
+from models.attention import Form
 from models.qwen import QwenReranker
 from tests.tiny_qwen import save_checkpoint
 
@@ -31,16 +32,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-3), ("bf16", 0.25)])
-@pytest.mark.parametrize("budget", [4096, 200])
+@pytest.mark.parametrize("form", ["flex", "dense"])
+@pytest.mark.parametrize("pack_tokens", [16_384, 200])
 def test_packed_scores_are_the_references(
-    checkpoint: Path, dtype: str, tolerance: float, budget: int
+    checkpoint: Path, dtype: str, tolerance: float, form: Form, pack_tokens: int
 ) -> None:
-    reranker = QwenReranker.load(str(checkpoint), device="cuda", dtype=dtype)
-    reranker._pack_tokens = budget
-    assert reranker.card.attention == "dense"
-    job = make_job(budget)
+    reranker = QwenReranker.load(
+        str(checkpoint), device="cuda", dtype=dtype, attention_form=form, pack_tokens=pack_tokens
+    )
+    job = make_job(pack_tokens)
     packed, dense = reranker.score(job), reranker.score_dense(job)
     assert max(abs(a - b) for a, b in zip(packed.margins, dense.margins, strict=True)) <= tolerance
+
+
+def test_nothing_is_compiled_once_it_is_warm(checkpoint: Path) -> None:
+    reranker = QwenReranker.load(str(checkpoint), device="cuda")
+    warm = reranker.compilations
+    assert reranker.card.attention == "flex" and warm > 0
+    for seed in range(12):
+        reranker.score(make_job(seed))
+    assert reranker.compilations == warm
 
 
 def test_the_device_agrees_with_the_cpu(checkpoint: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from models.flex import BLOCK, SMALLEST_BUCKET, FlexMask, bucket
+from models.flex import BLOCK, SMALLEST_BUCKET, FlexMask, bucket, compilations, warm_up
 from models.packing import Pack, Segment, Share, pack
 
 CPU = torch.device("cpu")
@@ -93,3 +93,20 @@ def test_what_it_computes_is_attention_under_the_rule(seed: int) -> None:
 def test_buckets_are_few_and_hold_their_rows() -> None:
     assert {bucket(rows) for rows in range(1, 16_385)} == {256, 512, 1024, 2048, 4096, 8192, 16_384}
     assert all(bucket(rows) >= max(rows, SMALLEST_BUCKET) for rows in range(1, 5000))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_a_warm_up_asks_for_every_bucket_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    attend = FlexMask.attend
+
+    def watching(
+        mask: FlexMask, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        asked.append((mask.rows, query.shape[2]))
+        return attend(mask, query, key, value, scaling)
+
+    monkeypatch.setattr(FlexMask, "attend", watching)
+    warm_up(heads=4, key_heads=2, size=16, dtype=torch.float32, device=CPU, most_rows=900)
+    assert asked == [(256, 256), (512, 512), (1024, 1024)]
+    assert compilations() == 0  # nothing is compiled on a CPU
