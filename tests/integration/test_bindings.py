@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from service import app
 from service.bindings import Bindings
 from service.fleet.router import Fleet
 from tenants.access import Caller
@@ -159,3 +160,51 @@ async def test_without_a_database_what_ought_to_have_expired_is_ended_all_the_sa
         assert here.workers.ended == [short.id]
     finally:
         await here.database.close()
+
+
+async def test_a_use_costs_one_statement_and_a_sweep_two(app_url: str, make_caller: MakeCaller) -> None:
+    class Counting(Database):
+        statements: list[str]
+
+        async def call(self, statement: str, *arguments: object) -> list[Any]:
+            self.statements.append(statement)
+            return await super().call(statement, *arguments)
+
+    caller = await make_caller()
+    database = Counting(app_url)
+    database.statements = []
+    await database.open()
+    try:
+        here = Gateway(database)
+        session = await open_one(here.sessions, caller)
+        for work, statements in (
+            (here.bindings.sweep, 1),  # nothing is bound: only what has expired is asked for
+            (lambda: here.request(caller, session), 1),
+            (here.bindings.sweep, 2),
+        ):
+            database.statements.clear()
+            await work()
+            assert len(database.statements) == statements, database.statements
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize("trouble", [DatabaseUnavailable, ZeroDivisionError])
+async def test_no_trouble_in_one_sweep_is_the_end_of_sweeping(
+    monkeypatch: pytest.MonkeyPatch, trouble: type[Exception]
+) -> None:
+    monkeypatch.setattr(app, "SWEEP_EVERY_S", 0)
+    swept = asyncio.Semaphore(0)
+
+    class Troubled:
+        async def sweep(self) -> None:
+            swept.release()
+            raise trouble
+
+    sweeping = asyncio.create_task(app._sweep(cast(Bindings, Troubled())))
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await swept.acquire()
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
+    assert sweeping.cancelled()
