@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,6 @@ from bench.traffic import Target, load
 CLIENTS = (1, 8)
 TURN_S = 180.0
 STOP_S = 20.0
-DTYPES, BATCHES = ("bf16", "fp32"), (4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,23 @@ class Work:
     @property
     def name(self) -> str:
         return f"{self.case}, {self.clients} client{'s' * (self.clients > 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How sentence-transformers may score."""
+
+    dtype: str
+    batch: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.dtype}, batches of {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+
+WAYS = tuple(
+    Way(dtype, batch, threads) for dtype in ("fp32", "bf16") for batch in (8, 16, 32) for threads in (1, 2)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +135,16 @@ class CrossEncoder:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self._best: dict[str, tuple[str, int]] = {}
+        self._best: dict[str, Way] = {}
 
     def choose(self, case: str, bodies: Sequence[bytes]) -> dict[str, Any]:
-        """Try every dtype and batch size on the same bodies, and keep the fastest for `case`."""
-        ways = [(dtype, batch) for dtype in DTYPES for batch in BATCHES]
-        tried = {way: statistics.median(self._score(body, *way)["ms"] for body in bodies) for way in ways}
-        self._best[case] = dtype, batch = min(tried, key=lambda way: tried[way])
-        return {
-            "dtype": dtype,
-            "batch": batch,
-            "tried_ms": {f"{dtype}, batch {batch}": round(ms, 1) for (dtype, batch), ms in tried.items()},
-        }
+        """Try every way on the same bodies, and keep the fastest for `case`."""
+        tried = {way: statistics.median(self._score(body, way)["ms"] for body in bodies) for way in WAYS}
+        best = self._best[case] = min(tried, key=lambda way: tried[way])
+        return {"best": str(best), "tried_ms": {str(way): round(ms, 1) for way, ms in tried.items()}}
 
     def ask(self, body: bytes) -> Answer:
-        return Answer(tuple(self._score(body, DTYPES[-1], BATCHES[0])["scores"]), None)
+        return Answer(tuple(self._score(body, WAYS[0])["scores"]), None)
 
     def take_turn(self, work: Work, round_number: int, seconds: float = TURN_S) -> Turn:
         way = self._best[work.case]
@@ -143,14 +154,14 @@ class CrossEncoder:
         for body in work.turns[round_number][: work.requests]:
             if taken_ms and time.monotonic() > until_s:
                 break
-            taken_ms.append(self._score(body, *way)["ms"])
+            taken_ms.append(self._score(body, way)["ms"])
         cpu_s = children_cpu_s() - cpu_s
         documents = len(taken_ms) * work.documents
         return Turn(1000 * documents / sum(taken_ms), tuple(taken_ms), 1000 * cpu_s / documents)
 
-    def _score(self, body: bytes, dtype: str, batch: int) -> dict[str, Any]:
+    def _score(self, body: bytes, way: Way) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
-        ask = json.dumps({"dtype": dtype, "batch": batch, "body": body.decode()})
+        ask = json.dumps({**asdict(way), "body": body.decode()})
         try:
             print(ask, file=self._process.stdin, flush=True)
             answer: dict[str, Any] = json.loads(self._process.stdout.readline())
@@ -161,13 +172,12 @@ class CrossEncoder:
 
 @contextlib.contextmanager
 def cross_encoder(python: Path, checkpoint: Path, template: Path) -> Iterator[CrossEncoder]:
-    threads = str(len(os.sched_getaffinity(0)))
     process = subprocess.Popen(
-        [python, Path(__file__).with_name("cross_encoder.py"), checkpoint, template, threads],
+        [python, Path(__file__).with_name("cross_encoder.py"), checkpoint, template],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
     )
     try:
         assert process.stdin is not None and process.stdout is not None

@@ -1,12 +1,12 @@
 """sentence-transformers' `CrossEncoder` over a Qwen2.5-VL checkpoint, for bench/peers.py. Runs in an environment of
 its own, which needs sentence-transformers >= 6, pillow and torchvision; nothing of Pericarp is imported.
 
-    python bench/cross_encoder.py CHECKPOINT TEMPLATE THREADS
+    python bench/cross_encoder.py CHECKPOINT TEMPLATE
 
 Left-padded batches, sorted by length, through its `LogitScore` path: z_yes - z_no of the last position. One JSON
-object per line. First it says {"ready": true}; then each line of `{"dtype", "batch", "body"}` on stdin, with a
-rerank request as body, is answered with `{"scores", "ms"}`. What is timed is what a caller in the same process
-would wait for: base64 and JPEG, the processor, the forward passes.
+object per line. First it says {"ready": true}; then each line of `{"dtype", "batch", "threads", "body"}` on
+stdin, with a rerank request as body, is answered with `{"scores", "ms"}`. What is timed is what a caller in the
+same process would wait for: base64 and JPEG, the processor, the forward passes.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ def read(document: str | dict[str, Any]) -> Any:
 
 
 def main() -> int:
-    checkpoint, template, threads = sys.argv[1:]
-    importlib.import_module("torch").set_num_threads(int(threads))
+    checkpoint, template = sys.argv[1:]
+    torch = importlib.import_module("torch")
     models = {dtype: load(checkpoint, Path(template).read_text(), dtype) for dtype in DTYPES}
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         ask = json.loads(line)
         body = json.loads(ask["body"])
+        torch.set_num_threads(ask["threads"])
         began = time.perf_counter()
         pairs = [(body["query"], read(document)) for document in body["documents"]]
         scores = models[ask["dtype"]].predict(pairs, batch_size=ask["batch"], show_progress_bar=False)

@@ -3,7 +3,7 @@
     pericarp                our service over HTTP, with every check on: keys, quotas, screening, audit
     vllm                    vLLM over HTTP, /v1/rerank, bf16, prefix cache and image caches on; one tenant, no key,
                             nothing screened or recorded. Full runs try several settings and keep its best one
-    sentence_transformers   CrossEncoder in left-padded batches, in process (its best batch size and dtype), one caller
+    sentence_transformers   CrossEncoder in left-padded batches, in process (its best dtype, batch size and threads), one caller
 
 The work is bench/request.py's: 32 texts of 10 to 120 words, or 8 JPEGs of 224 x 224 pixels, with 1 and 8 clients.
 Ours and vLLM get the same bytes; no body is sent twice to the same server, so that no cache of whole answers is
