@@ -1,9 +1,10 @@
 """Workers: the processes that score, each for one tenant.
 
-router.py   the Fleet protocol and what passes through it
-seats.py    who sits where: seats, lines, and the rules of giving and taking them
-starts.py   what is started, how many at once, and when again after a failure
-replies.py  what a worker's reply means to who waits for it
-local.py    worker processes of this host: start, assign, retire, replace
-worker.py   the child's main: load one model, warm up, then read, begin, answer
+router.py    the Fleet protocol and what passes through it
+seats.py     who sits where: seats, lines, and the rules of giving and taking them
+starts.py    what is started, how many at once, and when again after a failure
+local.py     worker processes of this host: start, assign, retire, replace
+messages.py  what the gateway and a worker say to each other
+replies.py   what a worker's reply means to who waits for it
+worker.py    the child's main: load one model, warm up, then read, begin, answer
 """

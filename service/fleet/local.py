@@ -26,12 +26,13 @@ import structlog
 from models import Job, ModelCard
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet import replies
+from service.fleet.messages import Assign, Cancel, EndSession, ScoreReply, ScoreRequest
 from service.fleet.router import Scored, Ticket, WorkerState
 from service.fleet.seats import Rules, Seat, Seating
 from service.fleet.starts import FIRST_UID, Starts, worker_launch
 from service.processes.children import Child, ChildLost, Launch, start_child
 from service.processes.parent import UNFORESEEN
-from service.processes.wire import Assign, Cancel, EndSession, ScoreReply, ScoreRequest, WireError
+from service.processes.wire import WireError
 
 TICK_S = 0.25
 JOBS_AT_ONCE = 16

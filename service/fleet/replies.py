@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from models import JobTooLong, ModelFailed
 from service.errors import BadRequest, BodyTooLarge, DeadlineExceeded, DocumentTooLong
+from service.fleet.messages import ScoreReply, TooLong
 from service.fleet.router import Scored, Ticket
-from service.processes.wire import Failure, FrameTooLarge, ScoreReply, TooLong, WireError
+from service.processes.wire import Failure, FrameTooLarge, WireError
 
 
 def answer(ticket: Ticket, reply: object, worker: int) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from models import ModelCard
+from service.fleet.messages import SCORING
 from service.processes.children import Launch, bare_environ
-from service.processes.wire import SCORING
 
 FAILURES_TO_REFUSE = 2
 """Failed starts in a row after which waiting requests are refused instead of kept."""

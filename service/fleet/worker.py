@@ -39,20 +39,10 @@ from models import (
     Scores,
     load,
 )
+from service.fleet.messages import SCORING, Assign, Cancel, EndSession, ScoreReply, ScoreRequest, TooLong
 from service.processes.parent import UNFORESEEN, Parent, leave, name_process
 from service.processes.sandbox import Confinement, confine
-from service.processes.wire import (
-    SCORING,
-    Assign,
-    Cancel,
-    EndSession,
-    Failure,
-    Hello,
-    ScoreReply,
-    ScoreRequest,
-    TooLong,
-    WireError,
-)
+from service.processes.wire import Failure, Hello, WireError
 
 OPEN_FILES = 1024
 CANNOT_LOAD = 4

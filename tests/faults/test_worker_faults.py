@@ -16,8 +16,9 @@ import pytest
 
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet.local import LocalFleet
+from service.fleet.messages import SCORING, Assign, Cancel, EndSession, ScoreRequest
 from service.processes.children import ChildLost, Launch, bare_environ, start_child
-from service.processes.wire import SCORING, Assign, Cancel, EndSession, Failure, ScoreRequest
+from service.processes.wire import Failure
 from tests.integration.fleet_conformance import ACME, BETA, job, until
 from tests.integration.test_fleet import FAKE, assigned, running, spares
 

@@ -17,16 +17,18 @@ import pytest
 import uvloop
 
 from models import Item, Job, Pixels
+from service.fleet.messages import SCORING, ScoreReply, ScoreRequest
 from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
-from service.processes.wire import SCORING, ScoreReply, ScoreRequest, WireError
+from service.processes.wire import WireError
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 CHILD = """
 import os, signal, sys, time
 from models import Scores
+from service.fleet.messages import SCORING, ScoreReply
 from service.processes.parent import Parent
-from service.processes.wire import SCORING, Hello, ScoreReply
+from service.processes.wire import Hello
 parent = Parent(int(sys.argv[1]), int(sys.argv[2]), SCORING)
 parent.send(Hello(os.getpid()))
 while True:

@@ -17,23 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import Item, Job, ModelCard, Pixels, Scores
+from service.fleet.messages import SCORING, Assign, Cancel, EndSession, ScoreReply, ScoreRequest, TooLong
 from service.processes.sandbox import Measure
 from service.processes.wire import (
     COMMON,
     HEAD,
-    SCORING,
     VERSION,
-    Assign,
     Beat,
-    Cancel,
-    EndSession,
     Failure,
     FrameTooLarge,
     Hello,
     Limits,
-    ScoreReply,
-    ScoreRequest,
-    TooLong,
     Vocabulary,
     WireError,
 )

@@ -1,0 +1,68 @@
+"""What the gateway and a worker say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models import Job, Scores
+from service.processes.wire import COMMON, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """From now on this worker serves `tenant`, and never another."""
+
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Score a job, beside those that are there. `session` keeps what it computes until `EndSession`.
+
+    `deadline_s` is on the clock of `time.monotonic`, which a machine's processes share.
+    """
+
+    id: int
+    tenant: str
+    job: Job
+    deadline_s: float
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for the answer to the request of this id any more: drop what is left of it, say nothing."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndSession:
+    """Wipe what is kept under `session`."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreReply:
+    """The scores of one job. `worker_ms` passed at the worker, beside other jobs or not.
+
+    `compilations` counts all that the worker compiled since it said Hello.
+    """
+
+    id: int
+    scores: Scores
+    worker_ms: float
+    compilations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """The job has no scores: candidate `index` may not be cut, and only `limit_tokens` of its text fit."""
+
+    id: int
+    index: int
+    limit_tokens: int
+
+
+SCORING = Vocabulary(*COMMON, Assign, ScoreRequest, Cancel, EndSession, ScoreReply, TooLong)
