@@ -24,7 +24,7 @@ from typing import NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from models import Done, Job, JobExpired, ModelError, Pixels, Scores
+from models import Done, Job, JobExpired, Pixels, Scores
 from models.memory import FeatureCache, Hasher, Pins, PrefixMemory
 from models.packing import Grid, Pack, Share, pack
 from models.prompt import Sheet
@@ -162,6 +162,7 @@ class Engine:
                     outcomes.append((run.done, outcome))
                 self._release(run)
             self._changed.notify_all()
+        del failure, results  # a traceback holds this frame: without it, nobody's pixels outlive their job
         for done, outcome in outcomes:
             done(outcome)
 
@@ -265,6 +266,6 @@ def _apply(run: Run, result: Callable[[], None]) -> Scores | Exception | None:
         return None
     try:
         result()
-    except ModelError as exc:
+    except Exception as exc:  # noqa: BLE001 - told to whom it concerns; the thread goes on
         return exc
     return run.scores() if run.finished else None
