@@ -42,14 +42,14 @@ class Settings(BaseSettings):
     dtype: str = Field(
         "auto",
         pattern=r"^(auto|bf16|fp32)$",
-        description="`auto`, `bf16` or `fp32`; auto is bf16 on a GPU and fp32 on a CPU.",
+        description="`auto`, `bf16` or `fp32`; auto is bf16 on a GPU and on a CPU with instructions for it, else fp32.",
     )
     worker_threads: int = Field(
         default_factory=lambda: max(
             1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         ),
         ge=1,
-        description="CPU threads of one worker. Default: the cores of this machine.",
+        description="Threads of one worker on a CPU, each on work of its own. Default: the cores of this machine.",
     )
     max_workers: int = Field(
         8, ge=1, description="Worker processes at most; beyond it the least recently used one retires."
