@@ -14,25 +14,36 @@ import torch
 from torch import Tensor
 
 from models import Reranker, load, loading
+from models.sealing import SealedWeights
 from models.stock import Qwen2_5_VLForConditionalGeneration
 from models.weights import Checkpoint
 from service.fleet.worker import run
 
 
 def load_weightless(options: argparse.Namespace) -> Reranker:
-    """What the worker loads, with zeros instead of its weights as soon as these are there."""
+    """What the worker loads, as the worker loads it, with zeros instead of its weights as soon as these are there."""
     load_model = loading.load_model
 
     def without_weights(
-        checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, shared: object
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        shared: SealedWeights | None = None,
     ) -> Qwen2_5_VLForConditionalGeneration:
-        model = load_model(checkpoint, device, dtype)
+        model = load_model(checkpoint, device, dtype, shared=shared)
         for parameter in model.parameters():
             parameter.data = zeros(parameter)
         return model
 
-    loading.load_model = without_weights  # type: ignore[assignment]
-    return load(options.model, device=options.device, dtype=options.dtype, threads=options.threads)
+    loading.load_model = without_weights
+    return load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        shared=options.shared,
+    )
 
 
 def zeros(like: Tensor) -> Tensor:
