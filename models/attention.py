@@ -69,9 +69,9 @@ def attend(
 ) -> Tensor:
     """Attention of `query` over the prefixes of `layout`'s pack and over `key` and `value`, the pack's own.
 
-    `query` [rows, key heads, group, size], scaled already, is one row per token of the pack, or with `last` one per
+    `query` [rows, heads, size], scaled already, is one row per token of the pack, or with `last` one per
     candidate, its last. `key` and `value` [tokens, key heads, size]. Keeps and recalls prefixes under `layer`.
-    Returns a tensor of the shape and dtype of `query`.
+    All three are of one dtype; the result has the shape and the dtype of `query`.
 
     Raises `RuntimeError` where these are not of `layout`'s pack: candidates would attend to one another, and their
     scores would be wrong without a sign.
@@ -96,15 +96,14 @@ def keep(key: Tensor, value: Tensor, *, layer: int, layout: Layout) -> list[Pref
     for part, memory in zip(layout.pack.parts, layout.memories, strict=True):
         if part.holds_prefix:
             rows = slice(part.start, part.start + part.prefix_tokens)
-            prefix = key[rows].transpose(0, 1), value[rows].transpose(0, 1)
+            prefix = key[rows], value[rows]
             if memory is not None:
-                memory.keep(layer, prefix[0].unsqueeze(0), prefix[1].unsqueeze(0))
+                memory.keep(layer, *prefix)
         else:
             assert memory is not None
-            kept_key, kept_value = memory.recall(layer)
-            if kept_key.shape[2] != part.prefix_tokens:
+            prefix = memory.recall(layer)
+            if len(prefix[0]) != part.prefix_tokens:
                 raise RuntimeError("this memory is not of the part's prefix")
-            prefix = kept_key[0], kept_value[0]
         prefixes.append(prefix)
     return prefixes
 
@@ -114,9 +113,9 @@ def _join(key: Tensor, value: Tensor, prefixes: Sequence[Prefix], layout: Layout
     recalled = [
         prefix for part, prefix in zip(layout.pack.parts, prefixes, strict=True) if not part.holds_prefix
     ]
-    keys = torch.cat([*(prefix[0] for prefix in recalled), key.transpose(0, 1)], dim=1)
-    values = torch.cat([*(prefix[1] for prefix in recalled), value.transpose(0, 1)], dim=1)
-    return keys.unsqueeze(0), values.unsqueeze(0)
+    keys = torch.cat([*(prefix[0] for prefix in recalled), key])
+    values = torch.cat([*(prefix[1] for prefix in recalled), value])
+    return keys.transpose(0, 1).unsqueeze(0), values.transpose(0, 1).unsqueeze(0)
 
 
 def _flex(query: Tensor, keys: Tensor, values: Tensor, layout: Layout, *, last: bool) -> Tensor:
@@ -127,22 +126,21 @@ def _flex(query: Tensor, keys: Tensor, values: Tensor, layout: Layout, *, last: 
     if last:
         queries = query.new_zeros(len(layout.pack.ids), *query.shape[1:])
         queries[rows] = query
-    out = layout.flex.attend(queries.flatten(1, 2).transpose(0, 1).unsqueeze(0), keys, values, 1.0)[0]
-    return (out[rows] if last else out).reshape(query.shape)
+    out = layout.flex.attend(queries.transpose(0, 1).unsqueeze(0), keys, values, 1.0)[0]
+    return out[rows] if last else out
 
 
 def _dense(query: Tensor, keys: Tensor, values: Tensor, layout: Layout, *, last: bool) -> Tensor:
     assert layout.mask is not None
-    group = query.shape[2]
-    mask = layout.mask[list(layout.pack.score_rows)] if last else layout.mask
+    group = query.shape[1] // keys.shape[1]  # a key head serves `group` query heads
     out = scaled_dot_product_attention(
-        query.flatten(1, 2).transpose(0, 1).unsqueeze(0),  # [1, heads, rows, size]
-        keys.repeat_interleave(group, dim=1),  # a key head serves `group` query heads
+        query.transpose(0, 1).unsqueeze(0),  # [1, heads, rows, size]
+        keys.repeat_interleave(group, dim=1),
         values.repeat_interleave(group, dim=1),
-        attn_mask=mask,
+        attn_mask=layout.mask[list(layout.pack.score_rows)] if last else layout.mask,
         scale=1.0,
     )
-    return out[0].transpose(0, 1).reshape(query.shape)
+    return out[0].transpose(0, 1)
 
 
 def _dense_mask(pack: Pack) -> Tensor:

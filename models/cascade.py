@@ -1,12 +1,10 @@
 """Shared-prefix attention on a CPU: a pack's rows in blocks, each over its prefix and over its own keys at once.
 
-A block is a run of neighbouring rows: short candidates together, a long one (or a prefix) in pieces. Its scores
-against the prefix and against its own keys stand side by side in one buffer, and one softmax goes over both: it is
-exact, and nothing is merged afterwards. A block is small enough for its scores to stay in a core's cache and large
-enough for its products to run at the rate of any other. Candidates are never padded; what a block computes in vain
-is where its mask closes, between its own candidates and above the diagonal.
-
-Products run in the tensors' dtype, softmax in fp32.
+A block is a run of neighbouring rows: short candidates together, a long one (or a prefix) in pieces. The keys of its
+prefix and its own stand behind one another, so one softmax goes over both: it is exact, and nothing is merged
+afterwards. A block is small enough for its scores to stay in a core's cache, and large enough for its products to
+run nearly at the rate of larger ones. Candidates are never padded; what a block computes in vain is where its mask
+closes, between its own candidates and above the diagonal.
 """
 
 from __future__ import annotations
@@ -20,17 +18,17 @@ from torch import Tensor
 
 from models.packing import Pack, Part
 
-BLOCK_TOKENS = 128
+BLOCK_TOKENS = 64
 
 Prefix = tuple[Tensor, Tensor]
-"""Keys and values of a prompt's prefix, each [key heads, prefix tokens, size]."""
+"""Keys and values of a prompt's prefix, each [prefix tokens, key heads, size]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """The queries `rows` attend to all of the prefix of part `prefix`, where there is one, and to `keys` of the pack.
 
-    `mask` [rows, 1, keys] fp32 is 0 where a row may attend to a key of the pack, and -inf where not.
+    `mask` [rows, keys] fp32 is 0 where a row may attend to a key of the pack, and -inf where not.
     """
 
     rows: slice
@@ -40,12 +38,12 @@ class Block:
 
 
 def blocks(pack: Pack) -> tuple[Block, ...]:
-    """Blocks over all rows of `pack`."""
+    """Blocks over all rows of `pack`, in order."""
     made: list[Block] = []
     for number, part in enumerate(pack.parts):
         if part.holds_prefix:
-            made += [_block(group, None) for group in _groups((part.start, part.bounds[0]))]
-        made += [_block(group, number) for group in _groups(part.bounds)]
+            made += [_block(rows, bounds, None) for rows, bounds in _cut((part.start, part.bounds[0]))]
+        made += [_block(rows, bounds, number) for rows, bounds in _cut(part.bounds)]
     return tuple(made)
 
 
@@ -60,71 +58,86 @@ def last_blocks(pack: Pack) -> tuple[Block, ...]:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, over: Iterable[Block], prefixes: Sequence[Prefix]
+    query: Tensor, key: Tensor, value: Tensor, over: Sequence[Block], prefixes: Sequence[Prefix]
 ) -> Tensor:
-    """Softmax attention of `query` [rows, key heads, group, size], scaled already, block by block.
+    """Softmax attention of `query` [rows, heads, size], scaled already, block by block.
 
-    `key` and `value` [tokens, key heads, size] are the pack's, `prefixes` one a part. Returns [rows, key heads,
-    group, size], transposed in memory.
+    `key` and `value` [tokens, key heads, size] are the pack's, `prefixes` one a part; `over` are all rows in order.
+    The result is [rows, heads, size].
     """
-    rows, key_heads, group, size = query.shape
-    # The query heads of one key head are more rows of it, and no key is copied.
-    queries = query.transpose(0, 1).reshape(key_heads, rows * group, size)
-    keys, values = (
-        key.permute(1, 2, 0),
-        value.transpose(0, 1),
-    )  # [key heads, size, tokens], [key heads, tokens, size]
-    out = torch.empty_like(queries)
-    for block in over:
-        mine = slice(block.rows.start * group, block.rows.stop * group)
-        prefix = None if block.prefix is None else prefixes[block.prefix]
-        _attend_block(
-            queries[:, mine], keys[:, :, block.keys], values[:, block.keys], prefix, block.mask, out[:, mine]
-        )
-    return out.view(key_heads, rows, group, size).transpose(0, 1)
+    out = torch.empty(query.shape, dtype=query.dtype)
+    counts = [block.rows.stop - block.rows.start for block in over]
+    longest = max((block.keys.stop - block.keys.start for block in over), default=0)
+    queries, results = (states.transpose(0, 1).split_with_sizes(counts, 1) for states in (query, out))
+    seen: _Seen | None = None
+    for block, rows, result in zip(over, queries, results, strict=True):
+        if seen is None or seen.prefix != block.prefix:
+            seen = _Seen(block.prefix, prefixes, query.shape[1] // key.shape[1], longest, key, value)
+        keys, values = seen.with_own(block.keys)
+        scores = torch.bmm(rows, keys)  # [heads, rows, prefix + own keys]
+        scores[:, :, seen.shared :].add_(block.mask)
+        torch.softmax(scores, dim=-1, out=scores)
+        torch.bmm(scores, values.transpose(1, 2), out=result)
+    return out
 
 
-def _attend_block(
-    query: Tensor, key: Tensor, value: Tensor, prefix: Prefix | None, mask: Tensor, out: Tensor
-) -> None:
-    key_heads, rows, _ = query.shape
-    shared = 0 if prefix is None else prefix[0].shape[1]
-    weights = query.new_empty(
-        key_heads, rows, shared + key.shape[2]
-    )  # [key heads, rows * group, prefix + own keys]
-    if prefix is not None:
-        torch.bmm(query, prefix[0].transpose(1, 2), out=weights[:, :, :shared])
-    torch.bmm(query, key, out=weights[:, :, shared:])
-    exact = weights.float()
-    exact[:, :, shared:].view(key_heads, len(mask), -1, key.shape[2]).add_(mask)
-    torch.softmax(exact, dim=-1, out=exact)
-    weights = exact.to(query.dtype)
-    torch.bmm(weights[:, :, shared:], value, out=out)
-    if prefix is not None:
-        out.baddbmm_(weights[:, :, :shared], prefix[1])
+class _Seen:
+    """What the blocks of one prefix see: its keys and values, and behind them a block's own, in one buffer.
+
+    A key head stands there once for each query head that it serves.
+    """
+
+    def __init__(
+        self,
+        prefix: int | None,
+        prefixes: Sequence[Prefix],
+        group: int,
+        longest: int,
+        key: Tensor,
+        value: Tensor,
+    ) -> None:
+        shared = () if prefix is None else prefixes[prefix]
+        self.prefix = prefix
+        self.shared = len(shared[0]) if shared else 0
+        self._own = _by_head(key), _by_head(value)
+        key_heads, _, size, _ = self._own[0].shape
+        self._joint = key.new_empty(2, key_heads, group, size, self.shared + longest)
+        for joint, states in zip(self._joint, shared, strict=False):
+            joint[..., : self.shared] = _by_head(states)
+
+    def with_own(self, own: slice) -> tuple[Tensor, Tensor]:
+        """Keys and values [heads, size, keys], until the next call."""
+        end = self.shared + own.stop - own.start
+        for joint, states in zip(self._joint, self._own, strict=True):
+            joint[..., self.shared : end] = states[..., own]
+        keys, values = self._joint.flatten(1, 2)[..., :end]
+        return keys, values
 
 
-def _groups(bounds: Sequence[int]) -> Iterable[tuple[slice, list[int]]]:
-    """Rows that make a block, and the bounds of the spans that they lie in."""
+def _by_head(states: Tensor) -> Tensor:
+    """[tokens, key heads, size] as [key heads, 1, size, tokens]."""
+    return states.permute(1, 2, 0).unsqueeze(1)
+
+
+def _cut(bounds: Sequence[int]) -> Iterable[tuple[slice, Sequence[int]]]:
+    """Rows that make a block, and the bounds of the spans that they lie in, or of the one that they are a piece of."""
     spans: list[int] = []
     for start, end in pairwise(bounds):
         if spans and end - spans[0] > BLOCK_TOKENS:
             yield slice(spans[0], spans[-1]), spans
             spans = []
         if end - start <= BLOCK_TOKENS:
-            spans = spans or [start]
-            spans.append(end)
+            spans = [*(spans or [start]), end]
             continue
         pieces = -(-(end - start) // BLOCK_TOKENS)
         cuts = [start + (end - start) * piece // pieces for piece in range(pieces + 1)]
         for first, last in pairwise(cuts):
-            yield slice(first, last), [start, last]
+            yield slice(first, last), (start, last)
     if spans:
         yield slice(spans[0], spans[-1]), spans
 
 
-def _block(group: tuple[slice, list[int]], prefix: int | None) -> Block:
-    rows, bounds = group
+def _block(rows: slice, bounds: Sequence[int], prefix: int | None) -> Block:
     keys = slice(bounds[0], rows.stop)
     place, owner = torch.arange(keys.start, keys.stop), _owners(bounds)
     row = slice(rows.start - keys.start, None)
@@ -133,8 +146,7 @@ def _block(group: tuple[slice, list[int]], prefix: int | None) -> Block:
 
 
 def _last_block(part: Part, number: int, done: int) -> Block:
-    owner = _owners(part.bounds)
-    seen = torch.arange(len(part.candidates))[:, None] == owner
+    seen = torch.arange(len(part.candidates))[:, None] == _owners(part.bounds)
     keys = slice(part.bounds[0], part.bounds[-1])
     return Block(slice(done, done + len(part.candidates)), keys, number, _mask(seen))
 
@@ -146,4 +158,4 @@ def _owners(bounds: Sequence[int]) -> Tensor:
 
 
 def _mask(seen: Tensor) -> Tensor:
-    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf).unsqueeze(1)
+    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)

@@ -8,13 +8,13 @@ residual stream, norms, rotation, softmax. In fp32 it is the stock model's forwa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, pad, silu
 
 from models import ModelFailed
 from models.attention import Form, Layout, attend, keep
@@ -22,16 +22,27 @@ from models.memory import PrefixMemory
 from models.packing import Pack
 from models.stock import Qwen2_5_VLForConditionalGeneration
 
+EXACT_LAYERS = 2
+"""So many of a bf16 model's first layers run in fp32 on a CPU: what they round, all later ones build on."""
+
+TILE_ROWS = 512
+STEP_ROWS = 64
+"""On a CPU oneDNN compiles bf16 products for each number of rows, and keeps the code for ever: so these are few."""
+
 # Kinds of rotation whose frequencies are fixed when the model is loaded, and not by the length of a text.
 _ROTATIONS = ("default", "linear", "yarn", "llama3", "mrope")
 
 
+_Turn = tuple[Tensor, Tensor]
+"""cos and sin [size / 2, tokens] in fp32."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Rotation:
-    """cos and sin [tokens, 1, size / 2] in fp32; for queries times the scale of the scores."""
+    """How a pack's rows turn; queries also take on the scale of the scores."""
 
-    query: tuple[Tensor, Tensor]
-    key: tuple[Tensor, Tensor]
+    query: _Turn
+    key: _Turn
 
 
 class Language:
@@ -47,7 +58,11 @@ class Language:
         self._embedding: Tensor = stock.embed_tokens.weight
         self._dtype = self._embedding.dtype
         self._device = self._embedding.device
-        self._layers = [_Layer(layer, number) for number, layer in enumerate(stock.layers)]
+        exact = EXACT_LAYERS if self._device.type == "cpu" else 0
+        self._layers = [
+            _Layer(layer, number, torch.float32 if number < exact else self._dtype)
+            for number, layer in enumerate(stock.layers)
+        ]
         self._norm = _Norm(stock.norm)
         rows = model.lm_head.weight[[yes, no]].detach().float()  # [2, hidden]
         self._head = rows[0] - rows[1]
@@ -90,7 +105,7 @@ class Language:
     def _rotate(self, pack: Pack) -> _Rotation:
         """Qwen2.5-VL's three-axis rotation: each channel pair turns with the position on its own axis."""
         positions = torch.from_numpy(pack.positions).to(self._device, torch.float32)  # [3, tokens]
-        angles = (positions[self._axes].T * self._frequencies).unsqueeze(1)  # [tokens, 1, size / 2]
+        angles = positions[self._axes] * self._frequencies.unsqueeze(1)  # [size / 2, tokens]
         cos, sin = angles.cos() * self._rotation_scale, angles.sin() * self._rotation_scale
         scale = self._layers[0].size ** -0.5
         return _Rotation(query=(cos * scale, sin * scale), key=(cos, sin))
@@ -104,71 +119,101 @@ class _Norm:
         self._epsilon: float = stock.variance_epsilon
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return rms_norm(hidden, self._weight.shape, self._weight, self._epsilon)
+        mean: Tensor = torch.linalg.vecdot(hidden, hidden).div_(hidden.shape[1]).unsqueeze(1)  # [rows, 1]
+        return (hidden * mean.add_(self._epsilon).rsqrt_()).mul_(self._weight)
 
 
 class _Layer:
-    """One decoder layer over the stock layer's weights."""
+    """One decoder layer over the stock layer's weights, with products in `dtype` and all else in fp32.
 
-    def __init__(self, stock: Any, number: int) -> None:
+    Rows go through it in tiles: on a CPU what lies between two products stays in the core's cache.
+    """
+
+    def __init__(self, stock: Any, number: int, dtype: torch.dtype) -> None:
         self._number = number
+        self._dtype = dtype
         self._attention = stock.self_attn
         self._mlp = stock.mlp
         self._attention_norm = _Norm(stock.input_layernorm)
         self._mlp_norm = _Norm(stock.post_attention_layernorm)
-        self._dtype: torch.dtype = self._attention.q_proj.weight.dtype
+        on_cpu = stock.self_attn.q_proj.weight.device.type == "cpu"
+        self._tile_rows = TILE_ROWS if on_cpu else None
+        self._step_rows = STEP_ROWS if on_cpu and dtype == torch.bfloat16 else 1
+        # A CPU is no faster at attention in bf16, and the scores of fp32 are worth more.
+        self._attention_dtype = torch.float32 if on_cpu else dtype
         self.size: int = self._attention.head_dim
 
     def run(self, hidden: Tensor, rotation: _Rotation, layout: Layout) -> None:
-        """Add this layer's output to `hidden` [tokens, hidden] in fp32."""
-        normed = self._attention_norm(hidden).to(self._dtype)
-        key, value = self._keys(normed, rotation)
-        query = self._queries(normed, *rotation.query, key.shape[1])
-        attended = attend(query, key, value, layer=self._number, layout=layout)
-        hidden += linear(attended.reshape(len(hidden), -1), self._attention.o_proj.weight)
-        hidden += self._feed(hidden)
+        """Add this layer's output to `hidden` [tokens, hidden]."""
+        stock = self._attention
+        query, key, value = self._project(
+            hidden, (stock.q_proj, rotation.query), (stock.k_proj, rotation.key), (stock.v_proj, None)
+        )
+        self._finish(hidden, attend(query, key, value, layer=self._number, layout=layout))
 
     def run_last(self, hidden: Tensor, rotation: _Rotation, layout: Layout) -> Tensor:
         """This layer's output [candidates, hidden] at the score rows: nobody reads the others."""
-        normed = self._attention_norm(hidden).to(self._dtype)
-        key, value = self._keys(normed, rotation)
+        stock = self._attention
+        key, value = self._project(hidden, (stock.k_proj, rotation.key), (stock.v_proj, None))
         rows = list(layout.pack.score_rows)
         hidden = hidden[rows]
         if not rows:
             keep(key, value, layer=self._number, layout=layout)
             return hidden
         cos, sin = rotation.query
-        query = self._queries(normed[rows], cos[rows], sin[rows], key.shape[1])
-        attended = attend(query, key, value, layer=self._number, layout=layout, last=True)
-        hidden += linear(attended.reshape(len(hidden), -1), self._attention.o_proj.weight)
-        hidden += self._feed(hidden)
+        (query,) = self._project(hidden, (stock.q_proj, (cos[:, rows], sin[:, rows])))
+        self._finish(hidden, attend(query, key, value, layer=self._number, layout=layout, last=True))
         return hidden
 
-    def _queries(self, normed: Tensor, cos: Tensor, sin: Tensor, key_heads: int) -> Tensor:
-        """[rows, key heads, group, size], rotated and scaled."""
-        query = _project(normed, self._attention.q_proj).view(len(normed), -1, self.size)
-        return _rotated(query, cos, sin).view(len(normed), key_heads, -1, self.size)
+    def _project(self, hidden: Tensor, *wanted: tuple[Any, _Turn | None]) -> list[Tensor]:
+        """The normed rows through each linear module, turned where it comes with a turn: [rows, heads, size] each.
 
-    def _keys(self, normed: Tensor, rotation: _Rotation) -> tuple[Tensor, Tensor]:
-        """Keys, rotated, and values: [tokens, key heads, size] each."""
-        key, value = (
-            _project(normed, module).view(len(normed), -1, self.size)
-            for module in (self._attention.k_proj, self._attention.v_proj)
+        Rows come last in memory: a head's halves, which turn against one another, are then long runs.
+        """
+        weights = [module.weight.to(self._dtype) for module, _ in wanted]
+        results = [hidden.new_empty(len(weight), len(hidden)) for weight in weights]  # [heads * size, rows]
+        for rows in self._tiles(len(hidden)):
+            normed = self._padded(self._attention_norm(hidden[rows]))
+            count = len(hidden[rows])
+            for (module, turn), weight, result in zip(wanted, weights, results, strict=True):
+                product = torch.mm(weight, normed.T)[:, :count] + module.bias.float().unsqueeze(1)
+                if turn is None:
+                    result[:, rows] = product
+                else:
+                    _turn(product, turn[0][:, rows], turn[1][:, rows], result[:, rows])
+        return [
+            result.view(-1, self.size, len(hidden)).permute(2, 0, 1).to(self._attention_dtype)
+            for result in results
+        ]
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> None:
+        """Add to `hidden` [rows, hidden] what follows `attended` [rows, heads, size]."""
+        attended = attended.reshape(len(hidden), -1)
+        mlp = self._mlp
+        out, gate, up, down = (
+            module.weight.to(self._dtype)
+            for module in (self._attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         )
-        return _rotated(key, *rotation.key), value
+        for rows in self._tiles(len(hidden)):
+            tile = hidden[rows]
+            tile += linear(self._padded(attended[rows]), out)[: len(tile)]
+            normed = self._padded(self._mlp_norm(tile))
+            gated = silu(linear(normed, gate), inplace=True).mul_(linear(normed, up))
+            tile += linear(gated, down)[: len(tile)]
 
-    def _feed(self, hidden: Tensor) -> Tensor:
-        normed = self._mlp_norm(hidden).to(self._dtype)
-        gate = silu(_project(normed, self._mlp.gate_proj), inplace=True)
-        return _project(gate.mul_(_project(normed, self._mlp.up_proj)), self._mlp.down_proj)
+    def _tiles(self, rows: int) -> Iterator[slice]:
+        step = self._tile_rows or max(rows, 1)
+        return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """`rows` in the products' dtype, with zeros behind them up to the next step."""
+        return pad(rows.to(self._dtype), (0, 0, 0, -len(rows) % self._step_rows))
 
 
-def _project(rows: Tensor, module: Any) -> Tensor:
-    return linear(rows, module.weight, module.bias)
-
-
-def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn `states` [rows, heads, size], channel i with channel i + size / 2, in fp32 and back."""
-    exact = states.float()
-    first, second = exact.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
+def _turn(states: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Turn channel i of each head of `states` [heads * size, rows] with channel i + size / 2, into `out`."""
+    half, rows = cos.shape
+    first, second = states.view(-1, 2, half, rows).unbind(1)  # [heads, size / 2, rows]
+    out_first, out_second = out.view(-1, 2, half, rows).unbind(1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)

@@ -1,102 +1,142 @@
-"""The cascade and the dense form are softmax over what a row may see, and refuse to be called for anything else."""
+"""Every form is softmax over what a row may see, and refuses to be called for anything else."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Form, Layout, PrefixMemory, attend
-from models.packing import Pack, Segment, pack
+from models import cascade
+from models.attention import Form, Layout, attend
+from models.memory import PrefixMemory
+from models.packing import Pack, Part, Segment, Share, pack
 
-HEADS, KEY_HEADS, SIZE = 6, 2, 16
+KEY_HEADS, GROUP, SIZE = 2, 3, 16
+FORMS: tuple[Form, ...] = ("cascade", "dense")
 CPU = torch.device("cpu")
 
 
-class Layer(torch.nn.Module):
-    layer_idx = 3
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-def make_packs(prefix: int, lengths: list[int], budget: int = 10_000) -> list[Pack]:
-    return pack(Segment((1,) * prefix), [Segment((2,) * length) for length in lengths], budget_tokens=budget)
+def make_share(prefix: int, lengths: Sequence[int], *, holds_prefix: bool = True) -> Share:
+    segments = [Segment((2,) * length) for length in lengths]
+    return Share(Segment((1,) * prefix), segments, tuple(range(len(segments))), holds_prefix)
 
 
 def make_states(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """As transformers hands them over: query [1, heads, tokens, size], a transposed view."""
-    torch.manual_seed(seed)
-    shapes = ((1, tokens, heads, SIZE) for heads in (HEADS, KEY_HEADS, KEY_HEADS))
-    query, key, value = (torch.randn(shape).transpose(1, 2) * 2 for shape in shapes)
-    return query, key, value
+    """As the language model hands them over; spread enough for a softmax that is far from even."""
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(tokens, KEY_HEADS * GROUP, SIZE, generator=generator)
+    key, value = torch.randn(2, tokens, KEY_HEADS, SIZE, generator=generator)
+    return query, key * 1.5, value
 
 
 def expected(query: Tensor, key: Tensor, value: Tensor, each: Pack) -> Tensor:
-    """Row by row, in fp64, from the definition. For a pack that holds its prefix."""
-    out = torch.zeros(1, query.shape[2], HEADS, SIZE, dtype=torch.float64)
-    starts = [0, *each.bounds]
-    for row in range(query.shape[2]):
-        own = max(start for start in starts if start <= row)
-        seen = [*range(min(row + 1, each.prefix_tokens)), *range(max(own, each.prefix_tokens), row + 1)]
-        for head in range(HEADS):
-            source = head // (HEADS // KEY_HEADS)
-            scores = key[0, source, seen].double() @ query[0, head, row].double() / SIZE**0.5
-            out[0, row, head] = scores.softmax(-1) @ value[0, source, seen].double()
+    """Row by row, in fp64, from the definition. For a pack that holds all of its prefixes."""
+    out = torch.zeros(query.shape, dtype=torch.float64)
+    for part in each.parts:
+        for row in range(part.start, part.bounds[-1]):
+            seen = list(see(part, row))
+            for key_head in range(KEY_HEADS):
+                heads = slice(key_head * GROUP, (key_head + 1) * GROUP)
+                scores = query[row, heads].double() @ key[seen, key_head].double().T  # [group, seen]
+                out[row, heads] = scores.softmax(-1) @ value[seen, key_head].double()
     return out
 
 
-@pytest.mark.parametrize("form", ["cascade", "dense"])
-@pytest.mark.parametrize("lengths", [[1], [5, 5, 5], [1, 2, 9, 30, 31], [40, 3]])
-def test_a_row_sees_the_prefix_and_its_own_candidate(form: Form, lengths: list[int]) -> None:
-    (each,) = make_packs(7, lengths)
+def see(part: Part, row: int) -> Sequence[int]:
+    if row < part.bounds[0]:
+        return range(part.start, row + 1)
+    own = max(bound for bound in part.bounds if bound <= row)
+    return [*range(part.start, part.bounds[0]), *range(own, row + 1)]
+
+
+PACKS = [
+    [make_share(7, [1])],
+    [make_share(7, [5, 5, 5])],
+    [make_share(1, [40, 3, 1, 2])],
+    [make_share(300, [1, 30, 31, 64, 64, 129])],
+    [make_share(20, [400, 7])],
+    [make_share(128, [128, 128])],
+    [make_share(9, [12, 13]), make_share(140, []), make_share(3, [100, 200, 1])],
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shares", PACKS)
+def test_a_row_sees_its_parts_prefix_and_its_own_candidate(form: Form, shares: list[Share]) -> None:
+    each = pack(shares)
     query, key, value = make_states(len(each.ids))
-    layout = Layout.of(each, form=form, memory=None, device=CPU)
-    out, _ = attend(Layer(), query, key, value, None, scaling=SIZE**-0.5, layout=layout)
-    assert (out - expected(query, key, value, each)).abs().max() < 2e-5
-
-
-@pytest.mark.parametrize("form", ["cascade", "dense"])
-def test_a_later_pack_recalls_the_prefix(form: Form) -> None:
-    (whole,) = make_packs(7, [4, 9])
-    first, second = make_packs(7, [4, 9], budget=11)
-    query, key, value = make_states(20)
-    reference = expected(query, key, value, whole)
-    memory = PrefixMemory()
-    for each, rows in ((first, slice(0, 11)), (second, slice(11, 20))):
-        layout = Layout.of(each, form=form, memory=memory, device=CPU)
-        q, k, v = (tensor[:, :, rows] for tensor in (query, key, value))
-        out, _ = attend(Layer(), q, k, v, None, scaling=SIZE**-0.5, layout=layout)
-        assert (out - reference[:, rows]).abs().max() < 2e-5
-
-
-def test_last_rows_are_the_same_alone() -> None:
-    (each,) = make_packs(7, [1, 2, 9, 30, 31, 64])
-    query, key, value = make_states(len(each.ids))
-    layout = Layout.of(each, form="cascade", memory=None, device=CPU)
-    whole, _ = attend(Layer(), query, key, value, None, scaling=SIZE**-0.5, layout=layout)
-    last, _ = attend(Layer(), query, key, value, None, scaling=SIZE**-0.5, layout=layout, last_rows_only=True)
+    layout = Layout.of(each, form=form, memories=[None] * len(shares), device=CPU)
+    out = attend(query, key, value, layer=0, layout=layout)
+    reference = expected(query, key, value, each)
+    assert out.shape == query.shape
+    assert (out - reference).abs().max() < 1e-5
     rows = list(each.score_rows)
-    assert last.shape == whole.shape
-    assert (last[:, rows] - whole[:, rows]).abs().max() < 2e-5
+    if rows:
+        last = attend(query[rows], key, value, layer=0, layout=layout, last=True)
+        assert (last - reference[rows]).abs().max() < 1e-5
 
 
-def test_bf16_stays_near_fp32() -> None:
-    (each,) = make_packs(20, [5, 17])
-    query, key, value = (tensor.bfloat16() for tensor in make_states(len(each.ids)))
-    layout = Layout.of(each, form="cascade", memory=None, device=CPU)
-    out, _ = attend(Layer(), query, key, value, None, scaling=SIZE**-0.5, layout=layout)
-    assert out.dtype == torch.bfloat16
-    assert (out - expected(query, key, value, each)).abs().max() < 0.05
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("prefixes", [(7, 150), (150, 7)])
+def test_parts_recall_their_prefixes(form: Form, prefixes: tuple[int, int]) -> None:
+    """Two jobs in one pack that holds both prefixes; or their prefixes first, and their candidates together later."""
+    lengths = ([4, 140, 9], [5, 50])
+    whole = pack([make_share(*each) for each in zip(prefixes, lengths, strict=True)])
+    query, key, value = make_states(len(whole.ids))
+    reference = expected(query, key, value, whole)
+    memories = [PrefixMemory(), PrefixMemory()]
+    own = [range(part.start, part.bounds[0]) for part in whole.parts]
+    rest = [row for part in whole.parts for row in range(part.bounds[0], part.bounds[-1])]
+    for rows, memory, prefix in zip(own, memories, prefixes, strict=True):
+        alone = pack([make_share(prefix, [])])
+        layout = Layout.of(alone, form=form, memories=[memory], device=CPU)
+        out = attend(query[rows], key[rows], value[rows], layer=5, layout=layout)
+        assert (out - reference[rows]).abs().max() < 1e-5
+    later = pack([make_share(*each, holds_prefix=False) for each in zip(prefixes, lengths, strict=True)])
+    layout = Layout.of(later, form=form, memories=memories, device=CPU)
+    out = attend(query[rest], key[rest], value[rest], layer=5, layout=layout)
+    assert (out - reference[rest]).abs().max() < 1e-5
+    with pytest.raises(KeyError):
+        attend(query[rest], key[rest], value[rest], layer=4, layout=layout)
 
 
-def test_misuse_is_refused() -> None:
-    first, second = make_packs(7, [4, 9], budget=11)
-    query, key, value = make_states(11)
-    layout = Layout.of(first, form="cascade", memory=None, device=CPU)
-    with pytest.raises(RuntimeError, match="layout"):
-        attend(Layer(), query, key, value, None, scaling=1.0)
-    with pytest.raises(RuntimeError, match="no mask"):
-        attend(Layer(), query, key, value, torch.ones(1, 1, 11, 11), scaling=1.0, layout=layout)
+@pytest.mark.parametrize("shares", PACKS)
+def test_blocks_hold_every_row_once_and_stay_small(shares: list[Share]) -> None:
+    each = pack(shares)
+    blocks = cascade.blocks(each)
+    rows = [row for block in blocks for row in range(block.rows.start, block.rows.stop)]
+    assert rows == list(range(len(each.ids)))
+    assert max(block.rows.stop - block.rows.start for block in blocks) <= cascade.BLOCK_TOKENS
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_misuse_is_refused(form: Form) -> None:
+    each = pack([make_share(7, [4, 9])])
+    layout = Layout.of(each, form=form, memories=[None], device=CPU)
+    query, key, value = make_states(len(each.ids))
+    for wrong in ((query[1:], key, value), (query, key[1:], value), (query, key, value[1:])):
+        with pytest.raises(RuntimeError, match="not over"):
+            attend(*wrong, layer=0, layout=layout)
     with pytest.raises(RuntimeError, match="not over"):
-        attend(Layer(), *make_states(12), None, scaling=1.0, layout=layout)
-    orphan = Layout.of(second, form="cascade", memory=None, device=CPU)
-    with pytest.raises(RuntimeError, match="memory"):
-        attend(Layer(), *make_states(9), None, scaling=1.0, layout=orphan)
+        attend(query, key, value, layer=0, layout=layout, last=True)
+    with pytest.raises(RuntimeError, match="one memory"):
+        Layout.of(each, form=form, memories=[], device=CPU)
+    orphan = pack([make_share(7, [4, 9], holds_prefix=False)])
+    with pytest.raises(RuntimeError, match="needs a memory"):
+        Layout.of(orphan, form=form, memories=[None], device=CPU)
+    other = PrefixMemory()
+    keep_layout = Layout.of(pack([make_share(6, [])]), form=form, memories=[other], device=CPU)
+    attend(query[:6], key[:6], value[:6], layer=0, layout=keep_layout)
+    layout = Layout.of(orphan, form=form, memories=[other], device=CPU)
+    with pytest.raises(RuntimeError, match="not of the part"):
+        attend(query[7:], key[7:], value[7:], layer=0, layout=layout)
