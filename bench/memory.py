@@ -34,7 +34,6 @@ sys.path.insert(0, str(ROOT))
 
 from bench.request import cpu_model, git_commit  # noqa: E402
 from models import DEMO, Item, Job, ModelCard, Pixels  # noqa: E402
-from models.weights import cpu_dtype  # noqa: E402
 from service import __version__  # noqa: E402
 from service.fleet.messages import Assign, ScoreReply, ScoreRequest  # noqa: E402
 from service.fleet.starts import FIRST_UID, STARTS_AT_ONCE, Starts, worker_launch  # noqa: E402
@@ -173,7 +172,7 @@ async def measure(case: Case, counts: Sequence[int]) -> tuple[dict[str, Any], Mo
         footprints = [await group.grow(count) for count in counts]
         card = group.card
     first, last = footprints[0], footprints[-1]
-    weights_mib = card.parameters * BYTES[case.dtype] / MIB
+    weights_mib = card.parameters * BYTES[card.dtype] / MIB
 
     def growth(kind: str) -> float:
         """Per further worker, in MiB."""
@@ -182,7 +181,7 @@ async def measure(case: Case, counts: Sequence[int]) -> tuple[dict[str, Any], Mo
 
     figure = {
         "case": case.name,
-        "dtype": case.dtype,
+        "dtype": card.dtype,
         "weights_mib": round(weights_mib, 2),
         "pss": [
             {key: round(value, 1) if key != "workers" else value for key, value in asdict(each).items()}
@@ -191,7 +190,7 @@ async def measure(case: Case, counts: Sequence[int]) -> tuple[dict[str, Any], Mo
         "growth_per_worker_mib": growth("total_mib"),
         "growth_per_worker_without_code_mib": round(growth("weights_mib") + growth("own_mib"), 2),
     }
-    print(f"{case.dtype} {case.name}: {figure['growth_per_worker_mib']} MiB a worker", file=sys.stderr)
+    print(f"{card.dtype} {case.name}: {figure['growth_per_worker_mib']} MiB a worker", file=sys.stderr)
     return figure, card
 
 
@@ -221,7 +220,7 @@ async def run(*, quick: bool) -> tuple[list[dict[str, Any]], ModelCard]:
     counts = (WORKERS[0], WORKERS[-1]) if quick else WORKERS
     cases = [
         Case(name, dtype)
-        for dtype in ((cpu_dtype(),) if quick else BYTES)
+        for dtype in (("auto",) if quick else BYTES)
         for name in (("weightless", "sealed") if quick else ("weightless", "sealed", "alone"))
     ]
     measured = [await measure(case, counts) for case in cases]

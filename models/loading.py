@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, mapped and never copied, in the stock model.
+"""A checkpoint's tensors in the stock model: mapped, and copied only where they must be converted.
 
 Where the dtype asked for is the checkpoint's own, every parameter on the CPU is a view of its file's pages, which
 all processes of the host share; where it is not, the parameters are converted copies, this process's own. A worker of
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -25,10 +25,16 @@ from models.stock import (
     transformers_logging,
 )
 
+FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""What x86 and ARM call the instructions without which bf16 would be emulated on a CPU, and slow."""
 
-def native_dtype(device: torch.device) -> weights.Dtype:
+
+def native_dtype(device: torch.device) -> Literal["bf16", "fp32"]:
     """The dtype that `device` multiplies fastest in: bf16 on a GPU, and on a CPU that has instructions for it."""
-    return weights.cpu_dtype() if device.type == "cpu" else "bf16"
+    if device.type != "cpu":
+        return "bf16"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if any(capabilities.get(name) for name in FAST_BF16) else "fp32"
 
 
 def load_model(

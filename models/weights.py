@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from models import DEMO, ModelNotFound
 
@@ -22,11 +22,6 @@ WEIGHTS = "*.safetensors"
 CONFIGURATION = ("config.json", "model.safetensors.index.json", "preprocessor_config.json", "tokenizer.json")
 REQUIRED = ("config.json", "tokenizer.json")
 
-Dtype = Literal["bf16", "fp32"]
-
-CPUINFO = Path("/proc/cpuinfo")
-_FAST_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""Flags of /proc/cpuinfo, x86's and ARM's, that mean: this CPU multiplies matrices in bf16, and need not emulate."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -77,15 +72,6 @@ def files(directory: Path) -> list[Path]:
     if not names or len(shards) < len(names):
         raise ValueError("neither whole weights nor an index of shards in the same directory")
     return shards
-
-
-def cpu_dtype() -> Dtype:
-    """bf16 where this machine's CPU has matrix instructions for it, fp32 where it would emulate them."""
-    try:
-        words = CPUINFO.read_text(encoding="utf-8").split()
-    except OSError:  # not Linux
-        return "fp32"
-    return "bf16" if _FAST_BF16.intersection(words) else "fp32"
 
 
 def read_json(directory: Path, file: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import ModelFailed, attention, weights
-from models.loading import load_model
+from models.loading import load_model, native_dtype
 from models.sealing import SealedWeights
 from models.stock import Qwen2_5_VLForConditionalGeneration
 from tests.tiny_qwen import make_config, make_tokenizer, save_checkpoint
@@ -117,6 +117,24 @@ def edit(directory: Path, change: Callable[[dict[str, Tensor]], object]) -> None
 @pytest.fixture
 def copy(directory: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(directory, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_f": True, "avx512_bf16": True}, "bf16"),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"neon": True, "bf16": True}, "bf16"),
+        ({"neon": True, "bf16": False}, "fp32"),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_only_where_it_need_not_emulate_it(
+    capabilities: dict[str, bool], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert native_dtype(CPU) == dtype
+    assert native_dtype(torch.device("cuda")) == "bf16"
 
 
 def test_the_model_is_the_one_that_transformers_loads(directory: Path) -> None:

@@ -72,25 +72,6 @@ def test_shards_are_those_of_the_index_and_of_this_directory(checkpoint: Path) -
                 weights.files(checkpoint)
 
 
-@pytest.mark.parametrize(
-    ("cpuinfo", "dtype"),
-    [
-        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile\n", "bf16"),
-        ("flags\t\t: fpu amx_bf16\n", "bf16"),
-        ("Features\t: fp asimd i8mm bf16 dgh\n", "bf16"),
-        ("flags\t\t: fpu avx2 avx512f avx512_vnni\nmodel name\t: not_bf16_but_its_name\n", "fp32"),
-    ],
-)
-def test_a_cpu_computes_in_bf16_only_where_it_need_not_emulate_it(
-    cpuinfo: str, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(weights, "CPUINFO", tmp_path / "cpuinfo")
-    assert weights.cpu_dtype() == dtype
-    monkeypatch.setattr(weights, "CPUINFO", tmp_path / "nowhere")
-    assert weights.cpu_dtype() == "fp32"
-
-
 def test_pickles_are_not_weights(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     with pytest.raises(ModelNotFound, match="no safetensors"):
