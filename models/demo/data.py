@@ -1,4 +1,4 @@
-"""The training data in memory: images as fixed arrays, captions by concept, text pairs, splits, augmentation.
+"""The training data in memory: images as fixed arrays, captions by concept, text pairs, and what is held out.
 
 Sources and licences: NOTICE beside this file. Every image is kept as uint8 RGBA at 128 x 128 (photos are stretched,
 their alpha is 255): 1.8 GB, decoded once and mapped from disk afterwards.
@@ -11,44 +11,40 @@ import io
 import json
 import random
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 SIDE = 128
 HELD_VENDOR = "fxemoji"
-HELD_SHARE = 0.05
+HELD_CONCEPTS = (("emoji", 0.05), ("clipart", 0.08))
+HELD_PHOTOS, HELD_GLOSSES = 0.10, 0.03
+SHOWN = "grocery-iconic"  # product shots with a written description: neither is trained on
 PHOTOS = frozenset({"caltech101", "clothing", "grocery", "grocery-iconic"})
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+SPLITS = ("style", "concept", "title", "photo", "product", "seen", "seen photo")
 # How people ask for a picture: of a drawing, of a photo, in Chinese.
 PHRASES_EN = (
-    (
-        "{} emoji",
-        "an emoji of {}",
-        "a drawing of {}",
-        "icon of {}",
-        "a picture of {}",
-        "{} symbol",
-        "show me {}",
-    ),
-    (
-        "photo of {}",
-        "a picture of {}",
-        "{} photo",
-        "show me {}",
-        "an image with {}",
-        "there is {} in the picture",
-    ),
+    ("{} emoji", "an emoji of {}", "a drawing of {}", "icon of {}", "a picture of {}", "{} symbol", "show me {}",
+     "this is {}", "a {}", "the {}", "an illustration of a {}", "a {} on a white background", "{}."),
+    ("photo of {}", "a picture of {}", "{} photo", "show me {}", "an image with {}", "there is {} in the picture",
+     "this is a {}", "a {}", "the {}", "a close-up of {}", "a {} on a white background", "{}."),
+)  # fmt: skip
+PHRASES_ZH = (
+    "{}的图片",
+    "一张{}的图片",
+    "{}的照片",
+    "{}表情",
+    "画着{}的图",
+    "图中有{}",
+    "这是{}",
+    "一个{}",
+    "{}。",
 )
-PHRASES_ZH = ("{}的图片", "一张{}的图片", "{}的照片", "{}表情", "画着{}的图", "图中有{}")
 
 
 @dataclass(slots=True)
@@ -77,6 +73,7 @@ class Corpus:
     train_images: NDArray[np.int64]
     pixels: NDArray[np.uint8]  # [images, SIDE, SIDE, 4]
     glosses: list[tuple[str, str, str]]  # word, gloss, group
+    held_glosses: list[tuple[str, str, str]]
     pairs: list[tuple[str, str]]  # name and keywords, Chinese and English
 
 
@@ -103,20 +100,55 @@ def load_corpus(folder: Path, cache: Path, *, with_pixels: bool = True) -> Corpu
         concept.images.append(index)
         concept_of.append(order[key])
     listed = list(concepts.values())
-    emoji = sorted((c for c in listed if c.kind == "emoji"), key=lambda c: c.name)
-    for concept in random.Random(7).sample(emoji, round(len(emoji) * HELD_SHARE)):
-        concept.held = True
+    _hold_concepts(listed)
     sources = [record["source"] for record in records]
-    train = [i for i in range(len(records)) if sources[i] != HELD_VENDOR and not listed[concept_of[i]].held]
+    held = np.array(
+        [_is_held(record["image"], source) for record, source in zip(records, sources, strict=True)]
+    )
+    train = [i for i in range(len(records)) if not held[i] and not listed[concept_of[i]].held]
     texts = read_lines(folder / "text_text.jsonl.gz")
-    glosses = [(t["a"], t["b"], t["group"]) for t in texts if t["source"].startswith("wordnet")]
+    defined = [(t["a"], t["b"], t["group"]) for t in texts if t["source"].startswith("wordnet")]
+    glosses = [one for one in defined if not _falls(one[0], HELD_GLOSSES)]
+    held_glosses = [one for one in defined if _falls(one[0], HELD_GLOSSES)]
     pairs = [(t["a"], t["b"]) for t in texts if not t["source"].startswith("wordnet")]
     pixels = (
         _load_pixels(folder, cache, [r["image"] for r in records])
         if with_pixels
         else np.zeros((0, 1, 1, 4), np.uint8)
     )
-    return Corpus(listed, np.array(concept_of), sources, np.array(train), pixels, glosses, pairs)
+    return Corpus(
+        listed, np.array(concept_of), sources, np.array(train), pixels, glosses, held_glosses, pairs
+    )
+
+
+def list_images(corpus: Corpus, split: str) -> list[int]:
+    """Images of a split: four that were held out, and two of drawings and photos that were trained on.
+
+    style: a vendor no image of which was trained on. concept: emoji of two vendors, title: clip art, whose concepts
+    were not trained on in any style. photo: photos of trained classes. product: product shots, on white.
+    """
+    concepts, trained = corpus.concepts, set(corpus.train_images.tolist())
+
+    def belongs(i: int) -> bool:
+        source: str = corpus.source_of[i]
+        concept: Concept = concepts[corpus.concept_of[i]]
+        if split == "style":
+            return source == HELD_VENDOR and not concept.held
+        if split == "concept":
+            return source in ("twemoji", "noto") and concept.held
+        if split == "title":
+            return concept.kind == "clipart" and concept.held
+        if split == "photo":
+            return concept.kind == "photo" and i not in trained and source != SHOWN
+        if split == "product":
+            return source == SHOWN
+        if split == "seen":
+            return i in trained and source == "twemoji"
+        return i in trained and concept.kind == "photo"
+
+    if split not in SPLITS:
+        raise ValueError(f"no such split: {split}")
+    return [i for i in range(len(corpus.concept_of)) if belongs(i)]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -133,7 +165,7 @@ def list_texts(corpus: Corpus) -> list[str]:
         for text in concept.en + concept.keywords_en + concept.zh + concept.keywords_zh:
             texts += [text, " " + text] * weight
         texts += concept.descriptions
-    for word, gloss, _ in corpus.glosses:
+    for word, gloss, _ in corpus.glosses + corpus.held_glosses:
         texts += [word, gloss]
     return texts
 
@@ -145,8 +177,6 @@ def pick_caption(concept: Concept, rng: random.Random, *, zh: float = 0.4) -> st
     keywords = concept.keywords_zh if chinese else concept.keywords_en
     roll = rng.random()
     if not keywords or roll < 0.55:
-        if concept.descriptions and not chinese and roll < 0.1:
-            return rng.choice(concept.descriptions)
         text = rng.choice(names)
         if concept.kind == "photo" and rng.random() < 0.5:
             text = text.removeprefix("a photo of ").removeprefix("a product shot of ")
@@ -155,9 +185,15 @@ def pick_caption(concept: Concept, rng: random.Random, *, zh: float = 0.4) -> st
         if roll < 0.8:
             chosen.insert(0, rng.choice(names))
         text = ("、" if chinese else rng.choice((", ", " "))).join(chosen)
-    if rng.random() < 0.12:
+    if rng.random() < 0.2:
         text = rng.choice(PHRASES_ZH if chinese else PHRASES_EN[concept.kind == "photo"]).format(text)
     return vary_case(text, rng)
+
+
+def shorten_name(name: str) -> str:
+    """A name without case, article and "photo of": what two concepts must share to be the same thing."""
+    words = name.lower().removeprefix("a photo of ").removeprefix("a product shot of ")
+    return words.removeprefix("a ").removeprefix("an ").removeprefix("the ")
 
 
 def vary_case(text: str, rng: random.Random) -> str:
@@ -170,114 +206,26 @@ def vary_case(text: str, rng: random.Random) -> str:
     return text
 
 
-def resize_images(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
-    """[images, SIDE, SIDE, 4] -> normalised RGB on white, [images, 3, height, width], bicubic with antialiasing."""
-    rgba = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
-    rgb = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:])
-    rgb = functional.interpolate(rgb, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
-    return normalise(rgb)
+def _hold_concepts(concepts: list[Concept]) -> None:
+    """Hold a share of the emoji and of the clip art; clip art that has a held emoji's name goes with it."""
+    drawn = random.Random(7)
+    for kind, share in HELD_CONCEPTS:
+        mine = sorted((c for c in concepts if c.kind == kind), key=lambda c: c.name)
+        for concept in drawn.sample(mine, round(len(mine) * share)):
+            concept.held = True
+    names = {name.lower() for c in concepts if c.held and c.kind == "emoji" for name in c.en}
+    for concept in concepts:
+        concept.held |= concept.kind == "clipart" and any(name.lower() in names for name in concept.en)
 
 
-def normalise(rgb: Tensor) -> Tensor:
-    """RGB in 0..1 -> what the vision tower reads, [images, 3, height, width]."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    return (rgb - mean) / std
+def _is_held(image: str, source: str) -> bool:
+    """Whether an image is held out for itself: the vendor, the product shots, one photo in ten by its file's name."""
+    return source in (HELD_VENDOR, SHOWN) or (source in PHOTOS and _falls(image, HELD_PHOTOS))
 
 
-def augment_images(
-    corpus: Corpus, images: NDArray[np.int64], height: int, width: int, gen: torch.Generator
-) -> Tensor:
-    """Random views of `images`: another ground, place, size, turn, colour. [images, 3, height, width], normalised.
-
-    Strong on purpose: the model must know a thing in a drawing style that it never saw.
-    """
-    count = len(images)
-    rgba = torch.from_numpy(corpus.pixels[images]).permute(0, 3, 1, 2).float() / 255
-    if max(height, width) <= 64:
-        rgba = functional.avg_pool2d(rgba, 2)
-    cutout = torch.tensor([corpus.source_of[i] not in PHOTOS for i in images])
-    symbolic = torch.tensor(
-        [corpus.concepts[corpus.concept_of[i]].group in ("symbols", "flags") for i in images]
-    )
-
-    def draw(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=gen) * (high - low) + low
-
-    def chance(probability: float) -> Tensor:
-        return torch.rand(count, generator=gen) < probability
-
-    # where: an affine map from the output to the source, in [-1, 1]; alpha is 0 outside a cut-out
-    zoom = torch.where(cutout, draw(0.85, 1.45), draw(0.6, 1.0))
-    squeeze = torch.exp(draw(-0.15, 0.15))
-    angle = draw(-0.26, 0.26) * chance(0.5)
-    flip = torch.where(chance(0.5) & ~(cutout & symbolic), -1.0, 1.0)
-    slack = (zoom - 1).abs()
-    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    theta = torch.stack(
-        [
-            torch.stack([cos * squeeze * flip, -sin, draw(-1, 1) * slack], -1),
-            torch.stack([sin * flip, cos / squeeze, draw(-1, 1) * slack], -1),
-        ],
-        1,
-    )  # [images, 2, 3]
-    if height != width:  # a cut-out keeps its shape on a wide or tall canvas
-        longest = max(height, width)
-        stretch = torch.tensor([width / longest, height / longest])
-        keep = torch.where(cutout[:, None], stretch, torch.ones(2)) * torch.where(
-            cutout[:, None], longest / min(height, width), 1.0
-        )
-        theta[:, :, :2] = theta[:, :, :2] * keep[:, None, :]
-    grid = functional.affine_grid(theta, [count, 4, height, width], align_corners=False)
-    rgba[:, :3] *= rgba[:, 3:]
-    view = functional.grid_sample(rgba, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    alpha = view[:, 3:]
-    rgb = view[:, :3]
-
-    # colour: near-identity 3 x 3 mixing, brightness, contrast, gray, inverted
-    straight = rgb / alpha.clamp_min(1e-3)
-    mix = torch.eye(3) + draw(-0.15, 0.15, 3, 3) * chance(0.7)[:, None, None]
-    mix = torch.where(chance(0.12)[:, None, None], torch.full((3, 3), 1 / 3), mix)
-    straight = torch.einsum("bij,bjhw->bihw", mix, straight)
-    gain, lift, gamma = (
-        draw(0.7, 1.3, 1, 1, 1),
-        draw(-0.12, 0.12, 1, 1, 1),
-        torch.exp(draw(-0.35, 0.35, 1, 1, 1)),
-    )
-    straight = ((straight - 0.5) * gain + 0.5 + lift).clamp(1e-3, 1) ** gamma
-    straight = torch.where(chance(0.03)[:, None, None, None], 1 - straight, straight)
-
-    # ground: mostly white or a light colour, sometimes any colour, a gradient, or another image of the batch
-    ground = torch.ones(count, 3, 1, 1) * draw(0.9, 1.0, 1, 1, 1)
-    ground = torch.where(chance(0.5)[:, None, None, None], draw(0.0, 1.0, 3, 1, 1), ground).expand(
-        -1, -1, height, width
-    )
-    ramp = torch.linspace(0, 1, height).view(1, 1, -1, 1) * draw(0, 1, 3, 1, 1) + torch.linspace(
-        0, 1, width
-    ) * draw(0, 1, 3, 1, 1)
-    ground = torch.where(chance(0.15)[:, None, None, None], ramp / 2, ground)
-    pictures = torch.nonzero(~cutout).flatten()
-    if len(pictures):
-        other = pictures[torch.randint(len(pictures), (count,), generator=gen)]
-        ground = torch.where((chance(0.12) & cutout)[:, None, None, None], rgb[other], ground)
-    out = straight * alpha + ground * (1 - alpha)
-
-    soft = functional.avg_pool2d(functional.pad(out, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    out = torch.where(chance(0.12)[:, None, None, None], soft, out)
-    edges = (1 - 6 * (out - soft).abs().mean(1, keepdim=True)).clamp(0, 1).expand(-1, 3, -1, -1)
-    out = torch.where(chance(0.03)[:, None, None, None], edges, out)
-    out = (
-        out
-        + torch.randn(out.shape, generator=gen) * draw(0, 0.04, 1, 1, 1) * chance(0.3)[:, None, None, None]
-    )
-    # a hidden rectangle now and then, so that no single part decides
-    top, left = draw(0, 1), draw(0, 1)
-    size = draw(0.15, 0.4)
-    rows, columns = torch.linspace(0, 1, height), torch.linspace(0, 1, width)
-    inside = ((rows >= top[:, None]) & (rows < (top + size)[:, None]))[:, None, :, None] & (
-        (columns >= left[:, None]) & (columns < (left + size)[:, None])
-    )[:, None, None, :]
-    out = torch.where(inside & chance(0.2)[:, None, None, None], draw(0, 1, 3, 1, 1), out)
-    return normalise(out.clamp(0, 1))
+def _falls(name: str, share: float) -> bool:
+    """Whether a name is among a fixed `share` of all names, whatever others there are."""
+    return zlib.crc32(name.encode()) / 2**32 < share
 
 
 def _extend(known: list[str], new: list[str]) -> None:
@@ -297,7 +245,7 @@ def _load_pixels(folder: Path, cache: Path, names: list[str]) -> NDArray[np.uint
         partial = path.with_suffix(".partial.npy")
         np.save(partial, array)
         partial.replace(path)
-    mapped: NDArray[np.uint8] = np.load(path)
+    mapped: NDArray[np.uint8] = np.load(path, mmap_mode="r")
     return mapped
 
 

@@ -1,20 +1,24 @@
 """Listwise rows: a query, candidates, and which of them are right. Everything here is drawn at random from a corpus.
 
 same     the right text is the query's own text            words    another name, keywords, the other language
-gloss    a word and its gloss, either way, alone or        show     a text, candidates are images
-         inside a longer passage                           tell     an image, candidates are texts
+gloss    a word and its gloss, either way; some wrong      show     a text, candidates are images
+         glosses only mention the word                     tell     an image, candidates are texts
 alike    an image, candidates are images                   mixed    a text, candidates are texts, images or both
 keyword  one keyword, several candidates may be right      both     an image with text, candidates of any kind
+passage  a question, candidates are passages (passages.py) scene    a caption and composed pictures, or the other
+                                                                    way round (scenes.py)
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from models.demo.data import Concept, Corpus, pick_caption, vary_case
 from models.demo.model import INSTRUCTION, Entry, Row
+from models.demo.passages import can_describe, compose_passage, define, describe, list_content_words
+from models.demo.scenes import Scene, caption_scene, fits
 
 INSTRUCTIONS = (
     "Given a web search query, retrieve relevant candidates that answer the query",
@@ -29,10 +33,18 @@ INSTRUCTIONS = (
 
 
 class Tasks:
-    """Draws rows from `images` (which concepts and styles may appear) and the corpus' texts."""
+    """Draws rows from `images` (which concepts and styles may appear), from the corpus' texts, and from families of
+    scenes, whose pictures are numbered from `len(corpus.concept_of)` on."""
 
-    def __init__(self, corpus: Corpus, images: list[int], *, varied: bool = True) -> None:
-        self._corpus, self._varied = corpus, varied
+    def __init__(
+        self,
+        corpus: Corpus,
+        images: list[int],
+        families: Sequence[Sequence[Scene]] = (),
+        *,
+        varied: bool = True,
+    ) -> None:
+        self._corpus, self._varied, self._families = corpus, varied, families
         self._by_concept: dict[int, list[int]] = defaultdict(list)
         self._by_source: dict[str, list[int]] = defaultdict(list)
         self._by_group: dict[str, list[int]] = defaultdict(list)
@@ -47,6 +59,11 @@ class Tasks:
         self._glosses: dict[str, list[int]] = defaultdict(list)
         for index, (_, _, group) in enumerate(corpus.glosses):
             self._glosses[group].append(index)
+        self._mentions: dict[str, list[int]] = defaultdict(list)
+        for index, (_, gloss, _) in enumerate(corpus.glosses):
+            for word in sorted(list_content_words(gloss)):
+                self._mentions[word].append(index)
+        self._told_in_chinese = [c for c in self._by_concept if can_describe(corpus.concepts[c])]
         self._concepts_with: dict[str, list[int]] = defaultdict(list)
         self._keywords_of = {
             concept: self._list_keywords(corpus.concepts[concept]) for concept in self._by_concept
@@ -58,7 +75,8 @@ class Tasks:
         self._makers: Mapping[str, Callable[[random.Random, int, float], Row]] = {
             "same": self._make_same, "words": self._make_words, "gloss": self._make_gloss, "show": self._make_show,
             "tell": self._make_tell, "alike": self._make_alike, "mixed": self._make_mixed,
-            "keyword": self._make_keyword, "both": self._make_both,
+            "keyword": self._make_keyword, "both": self._make_both, "passage": self._make_passage,
+            "scene": self._make_scene,
         }  # fmt: skip
 
     def make(self, task: str, rng: random.Random, count: int, hard: float) -> Row:
@@ -91,35 +109,73 @@ class Tasks:
     def _make_gloss(self, rng: random.Random, count: int, hard: float) -> Row:
         glosses = self._corpus.glosses
         first = rng.randrange(len(glosses))
-        near = self._glosses[glosses[first][2]]
-        chosen = [first]
-        while len(chosen) < count:
-            other = rng.choice(near) if rng.random() < hard else rng.randrange(len(glosses))
-            if glosses[other][0] != glosses[first][0]:
-                chosen.append(other)
-        words = rng.sample(alike := glosses[first][0].split(", "), len(alike))
+        alike = glosses[first][0].split(", ")
+        chosen = self._draw_glosses(first, rng, count, hard)
+        words = rng.sample(alike, len(alike))
         word = words[0]
         if len(words) > 1 and rng.random() < 0.3:  # words of one meaning
-            return _settle(
-                Entry(word),
-                [Entry(words[1]), *(Entry(rng.choice(glosses[i][0].split(", "))) for i in chosen[1:])],
-            )
+            others = [Entry(rng.choice(glosses[i][0].split(", "))) for i in chosen[1:]]
+            return _settle(Entry(word), [Entry(words[1]), *others])
         if rng.random() < 0.4:
             return _settle(Entry(glosses[first][1]), [Entry(glosses[i][0]) for i in chosen])
-        entries = []
-        passages = rng.random() < 0.4
-        for index in chosen:
-            text = glosses[index][1]
-            if passages:
-                parts = [glosses[index][0] + " is " + text]
-                parts += [
-                    ": ".join(glosses[rng.randrange(len(glosses))][:2]) for _ in range(rng.randint(0, 3))
-                ]
-                rng.shuffle(parts)
-                text = ". ".join(part[:1].upper() + part[1:] for part in parts) + "."
-            entries.append(Entry(text))
-        asked = f"what is {word}?" if rng.random() < 0.15 else vary_case(word, rng)
-        return _settle(Entry(asked), entries)
+        said = [define(glosses[i]).say(rng) if rng.random() < 0.3 else glosses[i][1] for i in chosen]
+        return _settle(Entry(vary_case(word, rng)), [Entry(text) for text in said])
+
+    def _draw_glosses(self, first: int, rng: random.Random, count: int, hard: float) -> list[int]:
+        """`first` and other glosses; some of its own group, up to three that only mention one of its words."""
+        glosses = self._corpus.glosses
+        near, own = self._glosses[glosses[first][2]], set(glosses[first][0].split(", "))
+        chosen = [first]
+        mentions = [
+            i
+            for word in sorted(own)
+            for i in self._mentions[word]
+            if not own & set(glosses[i][0].split(", "))
+        ]
+        chosen += rng.sample(mentions, min(len(mentions), rng.randint(0, 3), count - 1))
+        while len(chosen) < count:
+            other = rng.choice(near) if rng.random() < hard else rng.randrange(len(glosses))
+            if not own & set(glosses[other][0].split(", ")):
+                chosen.append(other)
+        return chosen
+
+    def _make_passage(self, rng: random.Random, count: int, hard: float) -> Row:
+        count = min(count, 8)  # they are long
+        if rng.random() < 0.45:
+            concepts = rng.sample(self._told_in_chinese, 4 * count)
+            facts = [describe(self._corpus.concepts[concept]) for concept in concepts]
+        else:
+            glosses = self._corpus.glosses
+            chosen = self._draw_glosses(rng.randrange(len(glosses)), rng, count, hard)
+            facts = [define(glosses[i]) for i in (*chosen, *rng.sample(range(len(glosses)), 3 * count))]
+        length = rng.randint(1, 4)
+        passages = [
+            compose_passage(facts[i], facts[count + 3 * i : count + 3 * i + length - 1], rng)
+            for i in range(count)
+        ]
+        return _settle(Entry(facts[0].ask(rng)), [Entry(passage) for passage in passages])
+
+    def _make_scene(self, rng: random.Random, count: int, hard: float) -> Row:
+        """The wrong ones are scenes of other families and those siblings of which the caption is not true."""
+        home = rng.randrange(len(self._families))
+        places = [(home, one) for one in range(len(self._families[home]))]
+        rng.shuffle(places)
+        others = rng.sample([i for i in range(len(self._families)) if i != home], count)
+        places += [(family, rng.randrange(len(self._families[family]))) for family in others]
+        chinese = rng.random() < 0.45
+        scenes = [self._families[family][one] for family, one in places]
+        captions = [caption_scene(self._corpus, scene, rng, chinese=chinese) for scene in scenes]
+        if rng.random() < 0.7:
+            wrong = [i for i in range(1, len(places)) if not fits(captions[0], scenes[0], scenes[i])]
+            pictures = [self._number(*places[i]) for i in (0, *wrong[: count - 1])]
+            return _settle(Entry(captions[0].text), [Entry(image=image) for image in pictures])
+        wrong = [i for i in range(1, len(places)) if not fits(captions[i], scenes[i], scenes[0])]
+        texts = [Entry(captions[i].text) for i in (0, *wrong[: count - 1])]
+        return _settle(Entry(image=self._number(*places[0])), texts)
+
+    def _number(self, family: int, one: int) -> int:
+        """The number of a scene's picture: families of equal size, behind the corpus' own images."""
+        return len(self._corpus.concept_of) + family * len(self._families[0]) + one
 
     def _make_show(self, rng: random.Random, count: int, hard: float) -> Row:
         concepts, images = self._draw_images(rng, count, hard)

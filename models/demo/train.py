@@ -1,23 +1,24 @@
 """Train the demo model: `python -m models.demo.train --data ../shared/data/train`.
 
-Stages, each with a share of the budget:
+Stages, each of a fixed number of views or rows, so that a seed repeats a run whatever the machine does besides:
     vision     images and words into one space (align.py); 56, 84, then 112 px
-    polish     the same again from a lower rate; 84, then 112 px
     listwise   the language model is written down as a comparator of the two (comparator.py), and learns from there on
                packed rows over fixed visual tokens (listwise.py)
+    calibrate  a factor and an offset make scores of held-out rows probabilities (calibration.py)
+
+A run that is started again goes on from its last checkpoint; a `--views` other than before only moves the schedule.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from models.demo import align, comparator, data, evaluate, listwise, tasks
+from models.demo import align, calibration, comparator, data, evaluate, listwise, tasks
 from models.demo.model import (
     Model,
     Packer,
+    Row,
     build_model,
     count_parameters,
     encode_images,
@@ -37,15 +39,15 @@ from models.demo.model import (
     score_rows,
 )
 from models.demo.tokenizer import save_tokenizer, train_tokenizer
+from models.demo.views import augment_images
+from models.demo.workers import Workers
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
-SHARES = {"vision": 0.64, "polish": 0.20, "listwise": 0.16}
-SIDES = {
-    "vision": ((56, 0.35), (84, 0.88), (112, 1.0)),
-    "polish": ((84, 0.75), (112, 1.0)),
-}  # until which share
-SAVE_EVERY_S, EVALUATE_EVERY_S, LOG_EVERY_STEPS = 120.0, 360.0, 20
+SIDES = ((56, 0.12), (84, 0.62), (112, 1.0))  # pixels of a view's side, until which share of the stage
+RATES = {"vision": (2e-3, 1e-3, 2e-3), "listwise": (1.5e-4, 1.5e-4, 1e-4)}  # of Muon, of AdamW, of the table
+SAVE_EVERY_S, EVALUATE_EVERY_S, LOG_EVERY_STEPS = 120.0, 420.0, 40
+PAUSE_S = 20.0  # a step that took longer was stopped in between, and counts as this long
 
 
 @dataclass(slots=True)
@@ -58,7 +60,11 @@ class Run:
     packer: Packer
     tokenizer: Tokenizer
     seed: int
-    budget_s: float
+    workers: Workers
+    device: str = "cpu"
+    rate: float = 1.0  # factor on the learning rates of the vision stage
+    steps: int = 0  # of the present stage
+    limit_s: float = float("inf")  # of the present stage
     extra: align.Temperature = field(default_factory=align.Temperature)
     stage: str = "vision"
     step: int = 0
@@ -67,29 +73,38 @@ class Run:
     _saved_at: float = 0.0
     _tick: float = 0.0
 
-    def start(self, stage: str) -> None:
-        """Begin a stage, or continue it where its checkpoint left it."""
+    def start(self, stage: str, steps: int) -> None:
+        """Begin a stage of `steps`, or continue it where its checkpoint left it."""
         if self.stage != stage:
             self.stage, self.step, self.elapsed_s = stage, 0, 0.0
+        self.steps = steps
         for name, parameter in self.model.named_parameters():
             sees = "visual" in name or "embed_tokens" in name
-            parameter.requires_grad_(sees == (stage in SIDES))
+            parameter.requires_grad_(sees == (stage == "vision"))
+        self._tick = self._saved_at = time.monotonic()
+        if stage == "calibrate":
+            return
         self.optimizers = build_optimizers(self)
         path = self.folder / "optimizer.pt"
         if self.step and path.exists():
             for optimizer, state in zip(self.optimizers, torch.load(path, weights_only=True), strict=True):
                 optimizer.load_state_dict(state)
-        self._tick = self._saved_at = time.monotonic()
 
-    def advance(self, loss: Tensor) -> float:
-        """One optimizer step at the schedule's rate; returns the share of the stage that is over."""
-        share = self.elapsed_s / self.budget_s
-        rate = min(1.0, (self.step + 1) / 50) * min(1.0, max(0.02, (1.0 - share) / 0.45))
+    @property
+    def share(self) -> float:
+        """How much of the stage is over: of its steps, or of its time where that is nearer to its end."""
+        return max(self.step / self.steps, self.elapsed_s / self.limit_s)
+
+    def list_parameters(self) -> list[nn.Parameter]:
+        """Everything that may learn."""
+        return [*self.model.parameters(), *self.extra.parameters()]
+
+    def advance(self) -> None:
+        """One step along the gradients: 50 of warm-up, the full rate until half of the stage, then straight down."""
+        rate = min(1.0, (self.step + 1) / 50) * min(1.0, max(0.02, (1.0 - self.share) / 0.5))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * rate
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -98,12 +113,11 @@ class Run:
         if self._tick - self._saved_at > SAVE_EVERY_S:
             self.save()
             self._saved_at = self._tick
-        return self.elapsed_s / self.budget_s
 
     def spend(self) -> None:
-        """Count the time since the last step as the stage's."""
+        """Count the time since the last step as the stage's, but for time in which the process was stopped."""
         now = time.monotonic()
-        self.elapsed_s += now - self._tick
+        self.elapsed_s += min(now - self._tick, PAUSE_S)
         self._tick = now
 
     def log(self, **values: Any) -> None:
@@ -111,7 +125,7 @@ class Run:
         line = {"stage": self.stage, "step": self.step, "elapsed_s": round(self.elapsed_s, 1), **values}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        left = max(0.0, self.budget_s - self.elapsed_s) / 60
+        left = (1.0 / self.share - 1.0) * self.elapsed_s / 60 if self.share else float("inf")
         print(f"{json.dumps(line)}  ETA {left:.1f} min", flush=True)
 
     def save(self) -> None:
@@ -119,11 +133,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v.detach().clone() for k, v in self.model.named_parameters()}
         tensors |= {f"extra.{k}": v.detach().clone() for k, v in self.extra.named_parameters()}
-        state = {
-            "stage": self.stage,
-            "step": str(self.step),
-            "elapsed_s": str(self.elapsed_s),
-        }
+        state = {"stage": self.stage, "step": str(self.step), "elapsed_s": str(self.elapsed_s)}
         partial = self.folder / "checkpoint.partial"
         save_file(tensors, partial, metadata=state)
         optimizer = self.folder / "optimizer.partial"
@@ -148,7 +158,7 @@ class Run:
 
 def build_optimizers(run: Run) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices, AdamW for embeddings, the patch kernel, biases, norms and the temperature."""
-    vision = run.stage in SIDES
+    vision = run.stage == "vision"
     matrices: list[Tensor] = []
     others, table = list(run.extra.parameters()), []
     for name, parameter in run.model.named_parameters():
@@ -160,9 +170,9 @@ def build_optimizers(run: Run) -> list[torch.optim.Optimizer]:
             matrices.append(parameter)
         else:
             others.append(parameter)
-    rates = {"vision": (2e-3, 1e-3, 2e-3), "listwise": (2e-4, 2e-4, 1e-4), "polish": (1e-3, 5e-4, 1e-3)}[
-        run.stage
-    ]
+    rates = RATES[run.stage]
+    if vision:
+        rates = (rates[0] * run.rate, rates[1] * run.rate, rates[2] * run.rate)
     muon = torch.optim.Muon(
         matrices, lr=rates[0], weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
@@ -174,81 +184,106 @@ def build_optimizers(run: Run) -> list[torch.optim.Optimizer]:
     return [muon, adam]
 
 
-def train_vision(run: Run, stage: str, batch: int) -> None:
+def train_vision(run: Run, views: int, batch: int, least_side: int, *, compiled: bool) -> None:
     """Align images with words; the side grows with the stage."""
-    run.start(stage)
-    aligner = align.Aligner(run.corpus, run.packer, run.tokenizer.get_vocab_size(), run.seed)
-    share = run.elapsed_s / run.budget_s
+    run.start("vision", views // batch)
+    aligner = align.Aligner(run.corpus, run.packer, run.tokenizer.get_vocab_size(), run.seed, run.device)
+    encode = torch.compile(encode_images, dynamic=False) if compiled else encode_images
+    part_size = batch // run.workers.count
+
+    def look(part: int, shape: tuple[int, int]) -> tuple[Tensor, tuple[float, float]]:
+        rng = np.random.default_rng((run.seed, run.step, part))
+        gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        images = rng.choice(run.corpus.train_images, part_size, p=aligner.weights)
+        pixels, partner = augment_images(run.corpus, images, *shape, gen, device=run.device)
+        with torch.autocast(run.device, torch.bfloat16, cache_enabled=False):
+            tokens = encode(run.model, pixels)
+        loss, accuracy = aligner.compute_loss(run.model, tokens, images, partner, run.extra.scale, rng)
+        return loss, (loss.item(), accuracy)
+
     told, evaluated, losses, hits = time.monotonic(), time.monotonic(), [], []
-    while share < 1.0:
-        rng = np.random.default_rng((run.seed, run.step))
-        gen = torch.Generator().manual_seed(run.seed * 1_000_003 + run.step)
-        side = next(side for side, until in SIDES[stage] if share < until)
-        shape = (side, side)
-        if side > 56 and rng.random() < 0.2:
-            shape = (side, side - 28) if rng.random() < 0.5 else (side - 28, side)
-        images = rng.choice(run.corpus.train_images, batch, p=aligner.weights)
-        pixels = data.augment_images(run.corpus, images, *shape, gen)
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = encode_images(run.model, pixels)
-        loss, accuracy = aligner.compute_loss(run.model, tokens, images, run.extra.scale, rng)
-        share = run.advance(loss)
-        losses.append(loss.item())
-        hits.append(accuracy)
+    while run.share < 1.0:
+        side = max(least_side, next(side for side, until in SIDES if run.share < until))
+        shape, roll = ((side, side), random.Random(run.seed * 1_000_003 + run.step).random())
+        if side == 112 and roll < 0.25:
+            shape = (112, 84) if roll < 0.125 else (84, 112)
+        parts = [functools.partial(look, part, shape) for part in range(run.workers.count)]
+        results = run.workers.backward(run.list_parameters(), parts)
+        run.advance()
+        losses.append(float(np.mean([loss for loss, _ in results])))
+        hits.append(float(np.mean([accuracy for _, accuracy in results])))
         if run.step % LOG_EVERY_STEPS == 0:
             rate = len(losses) * batch / (time.monotonic() - told)
             run.log(loss=round(float(np.mean(losses)), 4), acc=round(float(np.mean(hits)), 4), side=side,
-                    images_per_s=round(rate, 1), scale=round(float(run.extra.scale.exp()), 1))  # fmt: skip
+                    images_per_s=round(rate, 1), scale=round(run.extra.scale.exp().item(), 1))  # fmt: skip
             told, losses, hits = time.monotonic(), [], []
-        if time.monotonic() - evaluated > EVALUATE_EVERY_S or share >= 1.0:
-            run.log(
-                **align.evaluate_alignment(
-                    run.model, run.corpus, run.packer, max(side, 84) if side > 56 else 56
-                )
-            )
+        if time.monotonic() - evaluated > EVALUATE_EVERY_S or run.share >= 1.0:
+            run.log(**align.evaluate_alignment(run.model, run.corpus, run.packer, side))
             evaluated = told = time.monotonic()
     run.save()
 
 
-def train_listwise(run: Run) -> None:
+def train_listwise(run: Run, rows: int) -> None:
     """Write the comparator, then teach the language model over fixed visual tokens."""
-    run.start("listwise")
+    run.start("listwise", rows // listwise.ROWS)
     if run.step == 0:
         listwise.scale_visual_tokens(run.model, run.corpus)
         means = listwise.sample_means(run.model, run.corpus, run.packer, run.seed)
         comparator.write_comparator(run.model, run.packer, means, run.seed)
     began = time.monotonic()
     images = listwise.choose_images(run.corpus, run.seed)
-    views = listwise.Views(run.model, run.corpus, images, run.seed)
+    families = listwise.draw_families(run.corpus, run.seed)
+    views = listwise.Views(
+        run.model, run.corpus, images, [s for family in families for s in family], run.seed
+    )
     run.log(views=len(images), views_s=round(time.monotonic() - began, 1))
-    drawer = tasks.Tasks(run.corpus, images)
+    drawer = tasks.Tasks(run.corpus, images, families)
 
-    def score(step: int) -> tuple[Tensor, Tensor, list[str]]:
+    def draw(step: int) -> list[Row]:
         rng = random.Random(run.seed * 1_000_003 + step)
         names = rng.choices(list(listwise.MIX), list(listwise.MIX.values()), k=listwise.ROWS)
-        rows = [drawer.make(name, rng, listwise.CANDIDATES, listwise.HARD) for name in names]
-        packed = run.packer.pack(rows, views.measure)
-        return score_rows(run.model, packed, views.gather(packed), run.packer.answers), packed.labels, names
+        return [drawer.make(name, rng, listwise.CANDIDATES, listwise.HARD) for name in names]
+
+    def rank(row: Row) -> tuple[Tensor, tuple[Tensor, float, float]]:
+        packed = run.packer.pack([row], views.measure).to(run.device)
+        with torch.autocast(run.device, torch.bfloat16, cache_enabled=False):
+            margins = score_rows(run.model, packed, views.gather(packed), run.packer.answers)
+        loss, right = listwise.compute_list_loss(margins, packed.labels)
+        return loss, (margins.detach()[packed.labels == 0], loss.item(), right[0])
 
     if run.step == 0:
         with torch.no_grad():
-            margins, labels, _ = score(0)
-        comparator.scale_answers(run.model, margins[labels == 0])
+            comparator.scale_answers(run.model, torch.cat([rank(row)[1][0] for row in draw(0)]))
         run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
     run.spend()
-    share, hits, told, evaluated = run.elapsed_s / run.budget_s, Meter(), time.monotonic(), time.monotonic()
-    while share < 1.0:
-        margins, labels, names = score(run.step)
-        loss, right = listwise.compute_list_loss(margins, labels)
-        share = run.advance(loss)
-        hits.add(loss.item(), float(np.mean(right)), dict(zip(names, right, strict=True)))
+    hits, told, evaluated = Meter(), time.monotonic(), time.monotonic()
+    while run.share < 1.0:
+        drawn = draw(run.step)
+        results = run.workers.backward(run.list_parameters(), [functools.partial(rank, row) for row in drawn])
+        run.advance()
+        for row, (_, loss, right) in zip(drawn, results, strict=True):
+            hits.add(row.task, loss, right)
         if run.step % LOG_EVERY_STEPS == 0:
             rate = listwise.ROWS * listwise.CANDIDATES * LOG_EVERY_STEPS / (time.monotonic() - told)
             run.log(**hits.take(), pairs_per_s=round(rate, 1))
             told = time.monotonic()
-        if time.monotonic() - evaluated > EVALUATE_EVERY_S or share >= 1.0:
+        if time.monotonic() - evaluated > EVALUATE_EVERY_S or run.share >= 1.0:
             run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
             evaluated = told = time.monotonic()
+    run.save()
+
+
+def calibrate(run: Run) -> None:
+    """Fold the factor and the offset into the weights under which scores of held-out rows are probabilities."""
+    run.start("calibrate", 1)
+    if run.step:
+        return
+    rows = calibration.draw_checked(run.corpus, 0, fitted=True)
+    states = evaluate.collect_states(run.model, run.corpus, run.packer, rows)
+    factor, offset = calibration.fit(evaluate.score_all(run.model, run.corpus, run.packer, rows))
+    spread = calibration.fold(run.model, torch.cat(states), factor, offset, run.packer.answers)
+    run.step = 1
+    run.log(factor=round(factor, 3), offset=round(offset, 3), offset_spread=round(spread, 3))
     run.save()
 
 
@@ -257,19 +292,17 @@ class Meter:
     """Means since the last report, of all rows and by task."""
 
     losses: list[float] = field(default_factory=list)
-    hits: list[float] = field(default_factory=list)
-    by_task: dict[str, list[float]] = field(default_factory=dict)
+    hits: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, loss: float, accuracy: float, tasks: Mapping[str, float] = MappingProxyType({})) -> None:
-        for task, hit in tasks.items():
-            self.by_task.setdefault(task, []).append(hit)
+    def add(self, task: str, loss: float, hit: float) -> None:
         self.losses.append(loss)
-        self.hits.append(accuracy)
+        self.hits.setdefault(task, []).append(hit)
 
     def take(self) -> dict[str, float]:
-        means = {"loss": round(float(np.mean(self.losses)), 4), "acc": round(float(np.mean(self.hits)), 4)}
-        means |= {task: round(float(np.mean(hits)), 3) for task, hits in sorted(self.by_task.items())}
-        self.losses, self.hits, self.by_task = [], [], {}
+        every = [hit for hits in self.hits.values() for hit in hits]
+        means = {"loss": round(float(np.mean(self.losses)), 4), "acc": round(float(np.mean(every)), 4)}
+        means |= {task: round(float(np.mean(hits)), 3) for task, hits in sorted(self.hits.items())}
+        self.losses, self.hits = [], {}
         return means
 
 
@@ -291,34 +324,74 @@ def main(arguments: list[str] | None = None) -> int:
                         help="folder of image_text.jsonl.gz and the zips (default: ../shared/data/train)")  # fmt: skip
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="checkpoints and the log go here")
     parser.add_argument(
-        "--budget-minutes", type=float, default=54.0, help="wall time of all stages (default: 54)"
+        "--views", type=int, default=900_000, help="images of the vision stage (default: 900,000)"
     )
-    parser.add_argument("--stages", default="vision,polish,listwise", help="which stages to run, in order")
+    parser.add_argument(
+        "--rows", type=int, default=16_000, help="rows of the listwise stage (default: 16,000)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="end a stage after so long, its schedule shortened (a seed then does not repeat it)",
+    )
+    parser.add_argument(
+        "--start", type=Path, help="weights to start from, the checkpoint.safetensors of another run"
+    )
+    parser.add_argument("--rate", type=float, default=1.0,
+                        help="factor on the vision stage's learning rates; 0.5 from trained weights (default: 1)")  # fmt: skip
+    parser.add_argument(
+        "--least-side", type=int, default=56, help="no smaller views than this, in px (default: 56)"
+    )
+    parser.add_argument("--stages", default="vision,listwise,calibrate", help="which stages to run, in order")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the vision stage: twice as fast, needs a C++ compiler"
+    )
     parser.add_argument("--batch", type=int, default=192, help="images of a vision step (default: 192)")
     parser.add_argument("--seed", type=int, default=1, help="seed of weights, views and rows (default: 1)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="cores to use; 1 on a GPU (default: 2)")
     parser.add_argument(
         "--export", action="store_true", help="write the checkpoint to models/demo/weights and stop"
     )
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(chosen.threads)
+    workers = Workers(chosen.workers)
     corpus = data.load_corpus(chosen.data, chosen.run, with_pixels=not chosen.export)
     tokenizer = load_tokenizer(corpus)
-    model = build_model(tokenizer, chosen.seed)
-    run = Run(chosen.run, model, corpus, Packer(tokenizer), tokenizer, chosen.seed, 0.0)
+    model = build_model(tokenizer, chosen.seed).to(chosen.device)
+    run = Run(
+        chosen.run,
+        model,
+        corpus,
+        Packer(tokenizer),
+        tokenizer,
+        chosen.seed,
+        workers,
+        chosen.device,
+        chosen.rate,
+    )
+    run.limit_s = chosen.minutes * 60
+    run.extra.to(chosen.device)
     checkpoint = chosen.run / "checkpoint.safetensors"
     if checkpoint.exists():
         run.resume(checkpoint)
+    elif chosen.start:
+        run.resume(chosen.start)
+        run.stage, run.step, run.elapsed_s = "vision", 0, 0.0
     print(f"{count_parameters(model):,} parameters; at stage {run.stage}, step {run.step}", flush=True)
     if chosen.export:
         save_export(model, WEIGHTS)
         return 0
-    for stage in chosen.stages.split(","):
-        run.budget_s = chosen.budget_minutes * 60 * SHARES[stage]
-        if stage in SIDES:
-            train_vision(run, stage, chosen.batch)
+    stages = chosen.stages.split(",")
+    for stage in stages[stages.index(run.stage) if run.stage in stages else 0 :]:
+        if stage == "vision":
+            train_vision(run, chosen.views, chosen.batch, chosen.least_side, compiled=chosen.compile)
         elif stage == "listwise":
-            train_listwise(run)
+            train_listwise(run, chosen.rows)
+        elif stage == "calibrate":
+            calibrate(run)
+        else:
+            parser.error(f"no such stage: {stage}")
     return 0
 
 

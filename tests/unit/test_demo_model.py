@@ -9,14 +9,19 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
 import models
 from models import DEMO, Item, Job, Pixels, Reranker
-from models.demo import data, evaluate, tokenizer
+from models.demo import data, evaluate, questions, tokenizer
+from models.demo.model import Entry, Packer, Row, encode_images, score_rows
+from models.demo.views import resize_images
 from models.weights import DEMO_DIRECTORY
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "train"
@@ -98,14 +103,32 @@ def test_an_unseen_drawing_style_is_ranked_better_than_chance(
     reranker: Reranker, language: str, least: float
 ) -> None:
     corpus = data.load_corpus(DATA, Path("unused"), with_pixels=False)
-    images = evaluate.list_images(corpus, "style")
-    rows = evaluate.draw_rows(corpus, "show", language, images, 30, 1)
+    rows = questions.draw_rows(corpus, "style", "show", language, 30, 1)
     pictures = _read_pictures({e.image for row in rows for e in row.candidates if e.image is not None})
     gains = []
     for row in rows:
         candidates = tuple(Item(image=pictures[e.image]) for e in row.candidates if e.image is not None)
         gains.append(evaluate.measure_rank(reranker.score(Job(Item(row.query.text), candidates)).margins)[0])
     assert sum(gains) / len(gains) >= least
+
+
+def test_training_scores_what_the_service_scores(reranker: Reranker) -> None:
+    """One row in the training's packed forward, and the same job in the service's, with texts and images."""
+    pictures, texts = (
+        [_draw_disc((221, 46, 68)), _draw_flag()],
+        ["red circle", "一面旗", "a heavy block of iron"],
+    )
+    items = (*(Item(image=picture) for picture in pictures), *map(Item, texts))
+    wanted = reranker.score(Job(Item("red circle"), items)).margins
+    model = evaluate.load_weights(DEMO_DIRECTORY)
+    packer = Packer(Tokenizer.from_file(str(DEMO_DIRECTORY / "tokenizer.json")))
+    entries = (*(Entry(image=number) for number in range(len(pictures))), *map(Entry, texts))
+    rgba = np.stack([_add_alpha(picture) for picture in pictures])
+    packed = packer.pack([Row(Entry("red circle"), entries, ())], lambda _: (4, 4))
+    with torch.no_grad():
+        visual = encode_images(model, resize_images(rgba, 112, 112)).flatten(0, 1)
+        margins = score_rows(model, packed, visual, packer.answers)[0]
+    assert margins.tolist() == pytest.approx(wanted, abs=0.02)
 
 
 def test_a_rank_is_measured_against_ties() -> None:
@@ -136,16 +159,21 @@ def _read_pictures(images: set[int]) -> dict[int, Pixels]:
     return pictures
 
 
+def _add_alpha(pixels: Pixels) -> NDArray[np.uint8]:
+    rgb = np.frombuffer(pixels.data, np.uint8).reshape(pixels.height, pixels.width, 3)
+    return np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], -1)
+
+
 def _draw_disc(colour: tuple[int, int, int]) -> Pixels:
-    image = Image.new("RGB", (128, 128), WHITE)
-    ImageDraw.Draw(image).ellipse((6, 6, 122, 122), fill=colour)
+    image = Image.new("RGB", (112, 112), WHITE)
+    ImageDraw.Draw(image).ellipse((5, 5, 107, 107), fill=colour)
     return _to_pixels(image)
 
 
 def _draw_flag() -> Pixels:
-    image = Image.new("RGB", (128, 128), WHITE)
+    image = Image.new("RGB", (112, 112), WHITE)
     for place, colour in enumerate(((37, 80, 152), (238, 238, 238), (225, 39, 61))):
-        ImageDraw.Draw(image).rectangle((4 + 40 * place, 24, 43 + 40 * place, 104), fill=colour)
+        ImageDraw.Draw(image).rectangle((4 + 35 * place, 21, 38 + 35 * place, 91), fill=colour)
     return _to_pixels(image)
 
 
