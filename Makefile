@@ -11,7 +11,7 @@ LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --gene
           --no-emit-package torch --no-emit-package av
 
 .DEFAULT_GOAL := help
-.PHONY: help run install install-dev test check format lock bench clean
+.PHONY: help run install install-dev test check format lock bench bench-peers clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,10 @@ lock: ## Resolve pyproject.toml into the two lock files again
 bench: install-dev ## The README's figures; needs a quiet machine and some minutes
 	@$(BIN)/python bench/scoring.py
 	@$(BIN)/python bench/request.py
+
+bench-peers: install-dev ## Beside its peers: VLLM=VENV SENTENCE_TRANSFORMERS=VENV, environments of their own
+	@$(BIN)/python bench/peers.py $(if $(VLLM),--vllm $(VLLM)) \
+	  $(if $(SENTENCE_TRANSFORMERS),--sentence-transformers $(SENTENCE_TRANSFORMERS))
 
 clean: ## Remove the virtual environment and caches, never var/
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
