@@ -14,7 +14,7 @@ A `Reranker` turns a job into `Scores`, one per candidate, in the order of the c
     models/qwen.py      the reranker that is made of these
     models/weights.py   safetensors only: where a model's files are, what they are, their digest
     models/loading.py   weights mapped, not copied; sealing.py: one sealed copy for all workers of a host
-    models/stock.py     what is taken from transformers and qwen_vl_utils, imported in the order that works
+    models/stock.py     what is taken from transformers, imported in the order that works
     models/demo/        the embedded model and the code that trained it
 
 `models` imports neither `service` nor `tenants`, and opens no database and no socket but for a hub name.

@@ -1,9 +1,10 @@
-"""What we take from transformers and qwen_vl_utils, imported in the one order that works.
+"""What we take from transformers, imported after the one thing that it needs beside a CPU-only torch.
 
-transformers imports torchvision where it finds it, and qwen_vl_utils always does. The torchvision wheel on
-PyPI is built for CUDA: beside a CPU-only torch its extension does not load, and `import torchvision` then
-fails on two operators that nobody declared. We never call them; their schemas are declared first, and only
-where the extension cannot load.
+We do not need torchvision and do not install it, but transformers imports it wherever it finds it: where tests
+compare with the reference, and in an environment that serves other programs too. The torchvision wheel on PyPI is
+built for CUDA: beside a CPU-only torch its extension does not load, and `import torchvision` then fails on two
+operators that nobody declared, and transformers with it. Nobody calls them here; their schemas are declared first,
+and only where the extension cannot load.
 """
 
 from __future__ import annotations
@@ -33,20 +34,16 @@ def _declare_operators() -> None:
 
 _declare_operators()
 
-from qwen_vl_utils.vision_process import fetch_image  # noqa: E402
 from transformers import AttentionInterface  # noqa: E402
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig  # noqa: E402
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (  # noqa: E402
     Qwen2_5_VLForConditionalGeneration,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 __all__ = [
     "AttentionInterface",
-    "Qwen2VLImageProcessorPil",
     "Qwen2_5_VLConfig",
     "Qwen2_5_VLForConditionalGeneration",
-    "fetch_image",
     "transformers_logging",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from torch import Tensor
 from models import ModelFailed, Pixels
 from models.images import Colours, ImagePreparer, smart_resize
 from models.packing import Grid
-from models.stock import Qwen2VLImageProcessorPil, fetch_image
+from tests.reference import Qwen2VLImageProcessorPil, fetch_image, fetch_resize, process_resize
 
 FACTOR = 28
 SMALL = {"max_pixels": 12_544, "min_pixels": 3_136}
@@ -78,15 +77,11 @@ sides = st.integers(1, 20_000)
 @example(5_720, 41)  # 140 : 1, but 204 : 1 once it is in multiples of 28
 @example(20_000, 20_000)
 def test_sizes_are_the_reference_libraries_own(height: int, width: int) -> None:
-    fetch: Any = importlib.import_module("qwen_vl_utils.vision_process").smart_resize
-    process: Any = importlib.import_module(
-        "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"
-    ).smart_resize
     limits = [(4 * FACTOR**2, most * FACTOR**2) for most in (16_384, 1280, 16)]
 
     def of_reference() -> list[tuple[int, int]]:
-        first = fetch(height, width, FACTOR)
-        return [first, *(process(*first, FACTOR, *each) for each in limits[1:])]
+        first: tuple[int, int] = fetch_resize(height, width, FACTOR)
+        return [first, *(process_resize(*first, FACTOR, *each) for each in limits[1:])]
 
     def ours() -> list[tuple[int, int]]:
         first = smart_resize(height, width, FACTOR, *limits[0])

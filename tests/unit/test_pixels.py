@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import struct
 import zlib
@@ -27,6 +26,7 @@ from service.screening.resize import (
 )
 from service.screening.structure import walk
 from tests.assets import images
+from tests.reference import Qwen2VLImageProcessorPil, fetch_image, fetch_resize
 
 LIMITS = ImageLimits(bytes=16 * 2**20, pixels=40_000_000, side=16_384, aspect=200, frames=1)
 
@@ -224,11 +224,8 @@ def test_shapes_that_the_model_refuses_are_refused_here() -> None:
 @settings(max_examples=500, deadline=None)
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([FETCH_PIXELS, PROCESSOR_PIXELS]))
 def test_smart_resize_is_the_references(height: int, width: int, pixels: tuple[int, int]) -> None:
-    importlib.import_module("models.stock")  # declares what torchvision lacks beside a CPU-only torch
-    from qwen_vl_utils.vision_process import smart_resize as theirs
-
     try:
-        expected = theirs(height, width, 28, *pixels)
+        expected = fetch_resize(height, width, 28, *pixels)
     except ValueError:
         with pytest.raises(ValueError, match="longer than"):
             smart_resize(height, width, pixels)
@@ -254,11 +251,10 @@ def test_a_plan_ends_where_nothing_is_left_to_do(height: int, width: int) -> Non
 
 @pytest.mark.parametrize("size", [(1024, 1024), (1001, 1003), (3000, 2000), (5000, 120), (4096, 4096)])
 def test_shrinking_first_leaves_the_models_input_as_it_was(size: tuple[int, int]) -> None:
-    stock = importlib.import_module("models.stock")
-    processor = stock.Qwen2VLImageProcessorPil(min_pixels=PROCESSOR_PIXELS[0], max_pixels=PROCESSOR_PIXELS[1])
+    processor = Qwen2VLImageProcessorPil(min_pixels=PROCESSOR_PIXELS[0], max_pixels=PROCESSOR_PIXELS[1])
 
     def feed(image: Image.Image) -> tuple[list[int], bytes]:
-        ready = processor(images=[stock.fetch_image({"image": image})], return_tensors="np")
+        ready = processor(images=[fetch_image({"image": image})], return_tensors="np")
         return ready["image_grid_thw"].tolist(), ready["pixel_values"].tobytes()
 
     data = images.encode(images.photo(*size), "JPEG")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from models import Pixels
 from models.images import FETCH_TOKENS, MAX_PIXELS, ImagePreparer
-from models.stock import Qwen2VLImageProcessorPil, fetch_image
 from tests.assets.images import photo
+from tests.reference import Qwen2VLImageProcessorPil, fetch_image
 
 TOKEN = 28
 """Pixels of a visual token's side."""
