@@ -179,16 +179,17 @@ def compare(ours: Peer, peer: Peer, bodies: Sequence[bytes]) -> dict[str, Any]:
     """How far a peer's scores are from ours, over all documents, and whether it counts the same prompt tokens."""
     deltas: list[float] = []
     taus: list[float] = []
-    tokens: list[int | None] = []
+    beyond: list[int] = []
     for body in bodies:
         mine, theirs = ours.ask(body), peer.ask(body)
         deltas += [abs(a - b) for a, b in zip(mine.scores, theirs.scores, strict=True)]
         taus.append(kendall_tau(mine.scores, theirs.scores))
-        tokens.append(theirs.prompt_tokens and theirs.prompt_tokens - (mine.prompt_tokens or 0))
+        if mine.prompt_tokens is not None and theirs.prompt_tokens is not None:
+            beyond.append(theirs.prompt_tokens - mine.prompt_tokens)
     return {
         "max_abs_delta_sigmoid": round(max(deltas), 6),
         "kendall_tau": {"mean": round(statistics.mean(taus), 4), "least": round(min(taus), 4)},
-        "prompt_tokens_beyond_ours": tokens,
+        "prompt_tokens_beyond_ours": beyond,  # of each request; empty where the peer does not count
     }
 
 
@@ -222,7 +223,9 @@ def take_turns(peers: Sequence[Peer], works: Sequence[Work], rounds: int, until_
                     left -= 1
                     turns[work.case, work.clients].setdefault(peer.name, []).append(turn)
                     rates.append(f"{peer.name} {turn.documents_per_s:.0f}")
-            console.print(f"round {number + 1} of {rounds}, {work.name}: {', '.join(rates)} documents/s")
+            console.print(
+                f"round {number + 1} of {rounds}, {work.name}: {', '.join(rates)} documents/s", soft_wrap=True
+            )
     return turns
 
 
@@ -258,7 +261,7 @@ def _figure(taken: list[Turn]) -> dict[str, Any]:
 def aims_of(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
-            "what": f"{figure['case']}, {figure['clients']} client(s): our documents/s over vLLM's",
+            "what": f"{figure['case']}, clients: {figure['clients']}; our documents/s over vLLM's",
             "aim": f">= {AIMS[figure['case']]:g}x",
             "goal": f">= {GOALS[figure['case']]:g}x",
             "measured": figure["ours_over"][VLLM],

@@ -168,9 +168,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def described(python: Path, setting: Setting) -> dict[str, Any]:
+    """For the report, which names no folder of this machine."""
+    arguments = [TEMPLATE.name if each == str(TEMPLATE) else each for each in ARGUMENTS]
     return {
         "setting": setting.name,
-        "arguments": [*ARGUMENTS[:-2], *setting.arguments],
+        "arguments": [*arguments, *setting.arguments],
         "environ": {**ENVIRON, **setting.environ},
         "preloaded": [Path(path).name for path in preloads(python)],
     }
