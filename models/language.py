@@ -22,9 +22,6 @@ from models.memory import PrefixMemory
 from models.packing import Pack
 from models.stock import Qwen2_5_VLForConditionalGeneration
 
-EXACT_LAYERS = 2
-"""So many of a bf16 model's first layers run in fp32 on a CPU: what they round, all later ones build on."""
-
 TILE_ROWS = 512
 STEP_ROWS = 64
 """On a CPU oneDNN compiles bf16 products for each number of rows, and keeps the code for ever: so these are few."""
@@ -58,11 +55,7 @@ class Language:
         self._embedding: Tensor = stock.embed_tokens.weight
         self._dtype = self._embedding.dtype
         self._device = self._embedding.device
-        exact = EXACT_LAYERS if self._device.type == "cpu" else 0
-        self._layers = [
-            _Layer(layer, number, torch.float32 if number < exact else self._dtype)
-            for number, layer in enumerate(stock.layers)
-        ]
+        self._layers = [_Layer(layer, number, self._dtype) for number, layer in enumerate(stock.layers)]
         self._norm = _Norm(stock.norm)
         rows = model.lm_head.weight[[yes, no]].detach().float()  # [2, hidden]
         self._head = rows[0] - rows[1]
@@ -207,7 +200,9 @@ class _Layer:
 
     def _padded(self, rows: Tensor) -> Tensor:
         """`rows` in the products' dtype, with zeros behind them up to the next step."""
-        return pad(rows.to(self._dtype), (0, 0, 0, -len(rows) % self._step_rows))
+        rows = rows.to(self._dtype)
+        short = -len(rows) % self._step_rows
+        return pad(rows, (0, 0, 0, short)) if short else rows
 
 
 def _turn(states: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
