@@ -114,7 +114,7 @@ def test_an_unseen_drawing_style_is_ranked_better_than_chance(
 
 def test_training_scores_what_the_service_scores() -> None:
     """One row in the training's packed forward, and the same job in the service's, with texts and images; in fp32."""
-    reranker = load(DEMO, device="cpu", dtype="fp32")
+    reranker = models.load(DEMO, device="cpu", dtype="fp32")
     pictures, texts = (
         [_draw_disc((221, 46, 68)), _draw_flag()],
         ["red circle", "一面旗", "a heavy block of iron"],
