@@ -26,11 +26,12 @@ from torch import Tensor
 from models.demo.model import Model, Packer
 
 RESERVED, HALF = 8, 62  # directions of the template; dimensions that one pair of heads compares
-# Sizes in the residual stream: a template token, its mark, a note; a mark that is told from its namesakes.
-TEMPLATE, MARK, NOTE, TOLD = 8.0, 2.0, 4.0, 40.0
+# Sizes in the residual stream: a template token, its mark, a note; a mark that is told from its namesakes. All are large
+# beside content (about 1), so that the norms leave it its size: then words that say little weigh little.
+TEMPLATE, MARK, NOTE, TOLD = 16.0, 4.0, 8.0, 50.0
 # What a mean is multiplied by: large beside all marks, and large beside what the last token is. More than this, and
 # what bf16 makes of the template's zeros drowns the marks.
-GATHERED, SHARE = 100.0, 6.0
+GATHERED, SHARE = 200.0, 8.0
 SLOTS = (
     28,
     29,
@@ -41,6 +42,11 @@ LOGIT, NULL = (
     14.0,
     3.0,
 )  # attention logits: of what a head looks for, anything else has 0 or less; of the template
+# What learns from there: the product, and all behind it. What gathers stands still, because it multiplies a small change
+# of weights by GATHERED: trained as well, it forgot in forty steps what it had been given.
+LEARNING = tuple(
+    f"model.language_model.{part}" for part in ("layers.2.mlp.", "layers.3.", "layers.4.", "norm.")
+)
 SCALE = 8.0  # of attention logits: the root of a head's dimensions
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -72,6 +73,25 @@ class Views:
             self._kept[number], self._grid[number] = kept, grid
 
 
+@dataclass(slots=True)
+class Meter:
+    """Means since the last report, of all rows and by task."""
+
+    losses: list[float] = field(default_factory=list)
+    hits: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, task: str, loss: float, hit: float) -> None:
+        self.losses.append(loss)
+        self.hits.setdefault(task, []).append(hit)
+
+    def take(self) -> dict[str, float]:
+        every = [hit for hits in self.hits.values() for hit in hits]
+        means = {"loss": round(float(np.mean(self.losses)), 4), "acc": round(float(np.mean(every)), 4)}
+        means |= {task: round(float(np.mean(hits)), 3) for task, hits in sorted(self.hits.items())}
+        self.losses, self.hits = [], {}
+        return means
+
+
 def draw_families(corpus: Corpus, seed: int) -> list[list[Scene]]:
     """Families of scenes of training images."""
     rng = random.Random(seed)
@@ -81,7 +101,7 @@ def draw_families(corpus: Corpus, seed: int) -> list[list[Scene]]:
     return [draw_family(corpus, things, photos, rng) for _ in range(FAMILIES)]
 
 
-def choose_images(corpus: Corpus, seed: int, most: int = 6) -> list[int]:
+def choose_images(corpus: Corpus, seed: int, most: int = 4) -> list[int]:
     """Training images, at most `most` of a concept: enough to learn comparing from."""
     rng = random.Random(seed)
     kept: dict[int, list[int]] = defaultdict(list)

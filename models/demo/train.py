@@ -46,7 +46,7 @@ HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
 SIDES = ((56, 0.12), (84, 0.62), (112, 1.0))  # pixels of a view's side, until which share of the stage
 RATES = {"vision": (2e-3, 1e-3, 2e-3), "listwise": (1.5e-4, 1.5e-4, 1e-4)}  # of Muon, of AdamW, of the table
-SAVE_EVERY_S, EVALUATE_EVERY_S, LOG_EVERY_STEPS = 120.0, 420.0, 40
+SAVE_EVERY_S, EVALUATE_EVERY_S, LOG_EVERY_STEPS = 120.0, 420.0, 20
 PAUSE_S = 20.0  # a step that took longer was stopped in between, and counts as this long
 
 
@@ -80,7 +80,7 @@ class Run:
         self.steps = steps
         for name, parameter in self.model.named_parameters():
             sees = "visual" in name or "embed_tokens" in name
-            parameter.requires_grad_(sees == (stage == "vision"))
+            parameter.requires_grad_(sees if stage == "vision" else name.startswith(comparator.LEARNING))
         self._tick = self._saved_at = time.monotonic()
         if stage == "calibrate":
             return
@@ -218,7 +218,8 @@ def train_vision(run: Run, views: int, batch: int, least_side: int, *, compiled:
                     images_per_s=round(rate, 1), scale=round(run.extra.scale.exp().item(), 1))  # fmt: skip
             told, losses, hits = time.monotonic(), [], []
         if time.monotonic() - evaluated > EVALUATE_EVERY_S or run.share >= 1.0:
-            run.log(**align.evaluate_alignment(run.model, run.corpus, run.packer, side))
+            with run.workers.together():
+                run.log(**align.evaluate_alignment(run.model, run.corpus, run.packer, side))
             evaluated = told = time.monotonic()
     run.save()
 
@@ -233,9 +234,9 @@ def train_listwise(run: Run, rows: int) -> None:
     began = time.monotonic()
     images = listwise.choose_images(run.corpus, run.seed)
     families = listwise.draw_families(run.corpus, run.seed)
-    views = listwise.Views(
-        run.model, run.corpus, images, [s for family in families for s in family], run.seed
-    )
+    with run.workers.together():
+        scenes = [scene for family in families for scene in family]
+        views = listwise.Views(run.model, run.corpus, images, scenes, run.seed)
     run.log(views=len(images), views_s=round(time.monotonic() - began, 1))
     drawer = tasks.Tasks(run.corpus, images, families)
 
@@ -254,9 +255,10 @@ def train_listwise(run: Run, rows: int) -> None:
     if run.step == 0:
         with torch.no_grad():
             comparator.scale_answers(run.model, torch.cat([rank(row)[1][0] for row in draw(0)]))
-        run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
+        with run.workers.together():
+            run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
     run.spend()
-    hits, told, evaluated = Meter(), time.monotonic(), time.monotonic()
+    hits, told, evaluated = listwise.Meter(), time.monotonic(), time.monotonic()
     while run.share < 1.0:
         drawn = draw(run.step)
         results = run.workers.backward(run.list_parameters(), [functools.partial(rank, row) for row in drawn])
@@ -268,7 +270,8 @@ def train_listwise(run: Run, rows: int) -> None:
             run.log(**hits.take(), pairs_per_s=round(rate, 1))
             told = time.monotonic()
         if time.monotonic() - evaluated > EVALUATE_EVERY_S or run.share >= 1.0:
-            run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
+            with run.workers.together():
+                run.log(**evaluate.score_briefly(run.model, run.corpus, run.packer))
             evaluated = told = time.monotonic()
     run.save()
 
@@ -279,31 +282,14 @@ def calibrate(run: Run) -> None:
     if run.step:
         return
     rows = calibration.draw_checked(run.corpus, 0, fitted=True)
-    states = evaluate.collect_states(run.model, run.corpus, run.packer, rows)
-    factor, offset = calibration.fit(evaluate.score_all(run.model, run.corpus, run.packer, rows))
+    with run.workers.together():
+        states = evaluate.collect_states(run.model, run.corpus, run.packer, rows)
+    answer = evaluate.find_answer(run.model, run.packer)
+    factor, offset = calibration.fit([(one @ answer).tolist() for one in states])
     spread = calibration.fold(run.model, torch.cat(states), factor, offset, run.packer.answers)
     run.step = 1
     run.log(factor=round(factor, 3), offset=round(offset, 3), offset_spread=round(spread, 3))
     run.save()
-
-
-@dataclass(slots=True)
-class Meter:
-    """Means since the last report, of all rows and by task."""
-
-    losses: list[float] = field(default_factory=list)
-    hits: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, task: str, loss: float, hit: float) -> None:
-        self.losses.append(loss)
-        self.hits.setdefault(task, []).append(hit)
-
-    def take(self) -> dict[str, float]:
-        every = [hit for hits in self.hits.values() for hit in hits]
-        means = {"loss": round(float(np.mean(self.losses)), 4), "acc": round(float(np.mean(every)), 4)}
-        means |= {task: round(float(np.mean(hits)), 3) for task, hits in sorted(self.hits.items())}
-        self.losses, self.hits = [], {}
-        return means
 
 
 def load_tokenizer(corpus: data.Corpus) -> Tokenizer:

@@ -7,8 +7,9 @@ repeats a run whichever thread was quicker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -24,6 +25,15 @@ class Workers:
         torch.set_num_threads(1)
         self.count = count
         self._pool = ThreadPoolExecutor(count)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Between steps, work that is no part of one: all cores inside every operation."""
+        torch.set_num_threads(self.count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1)
 
     def backward(
         self, parameters: Sequence[Tensor], parts: Sequence[Callable[[], tuple[Tensor, T]]]
