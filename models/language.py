@@ -22,13 +22,12 @@ from models.memory import PrefixMemory
 from models.packing import Pack
 from models.stock import Qwen2_5_VLForConditionalGeneration
 
-TILE_ROWS = 512
-STEP_ROWS = 64
-"""On a CPU oneDNN compiles bf16 products for each number of rows, and keeps the code for ever: so these are few."""
+STEP_ROWS, TILE_ROWS = 64, 1024
+"""On a CPU oneDNN compiles a bf16 product for each number of rows, and keeps the code for ever. So these are few: the
+multiples of the one up to the other."""
 
 # Kinds of rotation whose frequencies are fixed when the model is loaded, and not by the length of a text.
 _ROTATIONS = ("default", "linear", "yarn", "llama3", "mrope")
-
 
 _Turn = tuple[Tensor, Tensor]
 """cos and sin [size / 2, tokens] in fp32."""
@@ -119,7 +118,7 @@ class _Norm:
 class _Layer:
     """One decoder layer over the stock layer's weights, with products in `dtype` and all else in fp32.
 
-    Rows go through it in tiles: on a CPU what lies between two products stays in the core's cache.
+    On a CPU the rows of a large pack go through it in tiles.
     """
 
     def __init__(self, stock: Any, number: int, dtype: torch.dtype) -> None:

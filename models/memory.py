@@ -58,7 +58,7 @@ class PrefixMemory:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Copy `key` and `value` [1, key heads, prefix tokens, size]; a view would hold the whole pack."""
+        """Copy `key` and `value` [prefix tokens, key heads, size]; a view would hold the whole pack."""
         self._layers[layer] = (key.clone(), value.clone())
 
     def recall(self, layer: int) -> tuple[Tensor, Tensor]:
