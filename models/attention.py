@@ -22,7 +22,6 @@ from models.flex import FlexMask
 from models.memory import PrefixMemory
 from models.packing import Pack
 
-NAME = "pericarp_shared_prefix"
 Form = Literal["cascade", "flex", "dense"]
 
 

@@ -16,10 +16,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from models import ModelFailed, ModelNotFound, attention, weights
+from models import ModelFailed, ModelNotFound, weights
 from models.sealing import SealedWeights
 from models.stock import (
-    AttentionInterface,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     transformers_logging,
@@ -46,12 +45,11 @@ def load_model(
 ) -> Qwen2_5_VLForConditionalGeneration:
     """The stock model with the checkpoint's weights on `device`, in evaluation mode, without gradients.
 
-    Its language model attends by `attention.NAME`, its vision tower by SDPA. On a CPU the weights are those of
+    It attends by SDPA where its own forward is called. On a CPU the weights are those of
     `shared`, which the first caller fills and seals; on a GPU it is sealed with nothing in it. Raises `ModelNotFound`
     where config.json is not a Qwen2.5-VL configuration, `ModelFailed` where the weights cannot be read, where one is
     missing, has another shape or belongs to no part of the model, and where `shared` holds another model's.
     """
-    AttentionInterface.register(attention.NAME, attention.attend)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = _read_config(checkpoint)
@@ -63,7 +61,7 @@ def load_model(
             config=config,
             state_dict=_open(checkpoint, device, dtype, shared),
             dtype=dtype,
-            attn_implementation={"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"},
+            attn_implementation="sdpa",
             output_loading_info=True,
         )
     except Exception as exc:  # transformers, safetensors and torch each raise errors of their own

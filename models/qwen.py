@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -209,19 +208,18 @@ class QwenReranker:
         grids = {image: qwen.grid(image, number) for number, image in enumerate(images)}
         sheet = qwen.write(job, grids)
         margins, computed, visual = [], 0, 0
-        with self._stock_attention():
-            for segment in sheet.candidates:
-                ids = torch.tensor([[*sheet.prefix.ids, *segment.ids]], device=qwen.model.device)
-                placed = [each.grid.image for each in (*sheet.prefix.images, *segment.images)]
-                logits = qwen.model(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    **self._stock_images(ids, [patches[number] for number in placed]),
-                )
-                answers = logits.logits[0, -1, [qwen.prompt.yes, qwen.prompt.no]].float()
-                margins.append((answers[0] - answers[1]).item())
-                computed += ids.shape[1]
-                visual += sum(grids[images[number]].tokens for number in placed)
+        for segment in sheet.candidates:
+            ids = torch.tensor([[*sheet.prefix.ids, *segment.ids]], device=qwen.model.device)
+            placed = [each.grid.image for each in (*sheet.prefix.images, *segment.images)]
+            logits = qwen.model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                **self._stock_images(ids, [patches[number] for number in placed]),
+            )
+            answers = logits.logits[0, -1, [qwen.prompt.yes, qwen.prompt.no]].float()
+            margins.append((answers[0] - answers[1]).item())
+            computed += ids.shape[1]
+            visual += sum(grids[images[number]].tokens for number in placed)
         return Scores(
             margins=tuple(margins),
             input_tokens=computed,
@@ -229,15 +227,6 @@ class QwenReranker:
             computed_tokens=computed,
             truncated=sheet.truncated,
         )
-
-    @contextmanager
-    def _stock_attention(self) -> Iterator[None]:
-        config = self.qwen.model.model.language_model.config
-        before, config._attn_implementation = config._attn_implementation, "sdpa"
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
 
     def _stock_images(self, ids: Tensor, shown: list[Patches]) -> dict[str, Any]:
         """What the stock processor would add to the call; `mm_token_type_ids` is 1 at visual tokens."""

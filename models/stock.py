@@ -34,7 +34,6 @@ def _declare_operators() -> None:
 
 _declare_operators()
 
-from transformers import AttentionInterface  # noqa: E402
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig  # noqa: E402
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (  # noqa: E402
     Qwen2_5_VLForConditionalGeneration,
@@ -42,7 +41,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 __all__ = [
-    "AttentionInterface",
     "Qwen2_5_VLConfig",
     "Qwen2_5_VLForConditionalGeneration",
     "transformers_logging",
