@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tenants import embedded
-from tenants.database import migrate, provision
+from tenants.database import migrate
+from tenants.provisioning import provision
 
 if TYPE_CHECKING:
     from service.settings import Settings

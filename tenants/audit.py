@@ -12,6 +12,7 @@ import base64
 import hmac
 import time
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import select, tuple_
+from sqlalchemy import insert, select, tuple_
 
 from tenants import sealing
 from tenants.errors import EntryInvalid, SealBroken, TenantNotFound
@@ -93,6 +94,8 @@ class Entry:
     """Fingerprint of the client's address."""
     session: str = ""
     """The session's id, where it is about one or used one; else the bytes have no such key."""
+    details: Mapping[str, object] = field(default_factory=dict)
+    """Of an `admin.…` operation: what was changed, in integers, strings, lists and objects of them; else no such key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,26 @@ class Audit:
         )
         return UUID(int=row[0].int)
 
+    async def append(self, tenant: TenantId, entry: Entry) -> UUID:
+        """Write an entry beside the change that it tells of: inside `Database.together` both stand, or neither.
+
+        Returns the entry's id.
+        """
+        if entry.tenant != tenant:
+            raise ValueError("the entry tells of another tenant")
+        statement = (
+            insert(audit_inbox)
+            .values(
+                tenant_id=tenant,
+                request_id=entry.request_id,
+                schema_version=SCHEMA_VERSION,
+                body=encode(entry),
+            )
+            .returning(audit_inbox.c.id)
+        )
+        async with self._database.transaction(tenant) as connection:
+            return UUID(int=(await connection.execute(statement)).scalar_one().int)
+
     async def list_entries(
         self, tenant: TenantId, *, limit: int = 100, before: UUID | None = None
     ) -> tuple[Recorded, ...]:
@@ -211,8 +234,14 @@ def micro_units(score: float) -> int:
 
 
 def encode(entry: Entry) -> bytes:
-    """The entry's canonical bytes (equal to RFC 8785 on this domain: ASCII keys, no floats)."""
+    """The entry's canonical bytes (equal to RFC 8785 on this domain: ASCII keys, no floats).
+
+    Raises `EntryInvalid` for details that are not of this domain.
+    """
+    if not _is_canonical(entry.details):
+        raise EntryInvalid
     session = {"session": entry.session} if entry.session else {}
+    details = {"details": entry.details} if entry.details else {}
     return orjson.dumps(
         {
             "at_us": entry.at_us,
@@ -233,6 +262,7 @@ def encode(entry: Entry) -> bytes:
             "request_id": entry.request_id,
             "role": str(entry.role),
             **session,
+            **details,
             "stages_us": dict(entry.stages_us),
             "status": entry.status,
             "tenant": str(entry.tenant),
@@ -267,6 +297,7 @@ def decode(body: bytes) -> Entry:
             stages_us=tuple(sorted(raw["stages_us"].items())),
             client=raw["client"],
             session=raw.get("session", ""),
+            details=raw.get("details", {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise EntryInvalid from exc
@@ -289,6 +320,6 @@ def _is_canonical(value: object) -> bool:
     """Only integers, strings, and lists and objects of them."""
     if isinstance(value, dict):
         return all(map(_is_canonical, value.values()))
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return all(map(_is_canonical, value))
     return isinstance(value, int | str) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Postgres: how it is provisioned, migrated and spoken to. The only commit, and the only seam to the driver.
+"""Postgres: how it is migrated and spoken to. The only commit, and the only seam to the driver.
 
 Two pools, one database. `transaction(tenant)` is for everything but the hot path: it binds the tenant for row
 security and commits at its end. `call` runs one SQL function on an autocommit connection as `pericarp_quota`,
@@ -8,13 +8,10 @@ a role that has no table privileges: one round trip per admission.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
-import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +19,7 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import event, make_url, text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -38,12 +35,8 @@ if TYPE_CHECKING:
     from tenants.access import TenantId
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
-OWNER_ROLE = "pericarp_owner"
-APP_ROLE = "pericarp_app"
 QUOTA_ROLE = "pericarp_quota"
-MIGRATION_LOCK = 0x70726301  # advisory locks: "prc", 1 and 2
-PROVISION_LOCK = 0x70726302
-SCRAM_ITERATIONS = 4096
+MIGRATION_LOCK = 0x70726301  # advisory locks: "prc", 1; 2 is in provisioning.py
 CONNECT_S = 3.0
 ACQUIRE_S = 3.0
 CALL_S = 3.0
@@ -79,82 +72,6 @@ _BUSY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Urls:
-    """How the two login roles reach the database."""
-
-    owner_url: str = field(repr=False)
-    app_url: str = field(repr=False)
-
-
-async def provision(
-    superuser_url: str, *, owner_password: str, app_password: str, database: str = "pericarp"
-) -> Urls:
-    """Make the roles and the empty database, or bring them into the state that this version wants.
-
-    Idempotent, and safe when two do it at once. Passwords leave as SCRAM verifiers: no server log can show
-    them.
-    """
-    url = make_url(superuser_url)
-    with translated():
-        connection = await _connect(superuser_url, {}, command_timeout=60)
-        try:
-            await connection.execute("select pg_advisory_lock($1)", PROVISION_LOCK)
-            for role, login in (
-                (OWNER_ROLE, f"login password '{scram_verifier(owner_password)}'"),
-                (APP_ROLE, f"login password '{scram_verifier(app_password)}'"),
-                (QUOTA_ROLE, "nologin"),
-            ):
-                if not await connection.fetchval(
-                    "select exists (select from pg_roles where rolname = $1)", role
-                ):
-                    await connection.execute(f"create role {role}")
-                await connection.execute(
-                    f"alter role {role} with {login} nosuperuser nobypassrls nocreatedb nocreaterole "
-                    "noreplication"
-                )
-            # SET without INHERIT: only a connection that sets the role may admit.
-            await connection.execute(
-                f"grant {QUOTA_ROLE} to {APP_ROLE} with inherit false, set true, admin false"
-            )
-            name = await connection.fetchval("select quote_ident($1)", database)
-            if not await connection.fetchval(
-                "select exists (select from pg_database where datname = $1)", database
-            ):
-                await connection.execute(
-                    f"create database {name} owner {OWNER_ROLE} encoding 'UTF8' template template0"
-                )
-            await connection.execute(f"alter database {name} owner to {OWNER_ROLE}")
-            await connection.execute(f"revoke all on database {name} from public")
-            await connection.execute(f"grant connect on database {name} to {APP_ROLE}")
-            inside_url = url.set(database=database).render_as_string(hide_password=False)
-            inside = await _connect(inside_url, {}, command_timeout=60)
-            try:
-                await inside.execute(f"create schema if not exists {SCHEMA} authorization {OWNER_ROLE}")
-                await inside.execute("revoke all on schema public from public")
-            finally:
-                await inside.close(timeout=CONNECT_S)
-        finally:
-            await connection.close(timeout=CONNECT_S)
-    owner_url, app_url = (
-        url.set(username=role, password=password, database=database).render_as_string(hide_password=False)
-        for role, password in ((OWNER_ROLE, owner_password), (APP_ROLE, app_password))
-    )
-    return Urls(owner_url, app_url)
-
-
-def scram_verifier(password: str) -> str:
-    """What Postgres stores of a password (RFC 5803). Printable ASCII only: SASLprep changes nothing there."""
-    if not password.isascii() or not password.isprintable():
-        raise ValueError("a database password must be printable ASCII")
-    salt = os.urandom(16)
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, SCRAM_ITERATIONS)
-    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
-    server = hmac.digest(salted, b"Server Key", "sha256")
-    salt_64, stored_64, server_64 = (base64.b64encode(part).decode() for part in (salt, stored, server))
-    return f"SCRAM-SHA-256${SCRAM_ITERATIONS}:{salt_64}${stored_64}:{server_64}"
-
-
 async def migrate(owner_url: str) -> None:
     """Bring the schema to this version's head, in one transaction: all of it or nothing.
 
@@ -162,7 +79,7 @@ async def migrate(owner_url: str) -> None:
     """
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: _connect(owner_url, {}, command_timeout=None),
+        async_creator=lambda: connect(owner_url, {}, command_timeout=None),
         poolclass=NullPool,
     )
     try:
@@ -178,6 +95,19 @@ async def migrate(owner_url: str) -> None:
                 await connection.run_sync(_upgrade)
     finally:
         await engine.dispose()
+
+
+@dataclass(slots=True)
+class Joint:
+    """The one transaction of a `together` block, and the tenant that it is bound to at the moment."""
+
+    database: Database
+    connection: AsyncConnection
+    task: asyncio.Task[Any] | None
+    tenant: str = ""
+
+
+_JOINT: ContextVar[Joint | None] = ContextVar("joint", default=None)
 
 
 class Database:
@@ -196,7 +126,7 @@ class Database:
         Raises `UnsafeRole`, `SchemaOutdated`, `DatabaseUnavailable`; nothing stays open then.
         """
         with translated():
-            connection = await _connect(self._url, {}, command_timeout=CALL_S)
+            connection = await connect(self._url, {}, command_timeout=CALL_S)
             try:
                 await refuse_unsafe(connection)
                 await refuse_outdated(
@@ -220,7 +150,7 @@ class Database:
             )
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=lambda: _connect(
+            async_creator=lambda: connect(
                 self._url,
                 {
                     "statement_timeout": str(TRANSACTION_STATEMENT_MS),
@@ -251,11 +181,28 @@ class Database:
     async def transaction(self, tenant: TenantId) -> AsyncIterator[AsyncConnection]:
         """One transaction that sees the rows of `tenant` alone. Commits at the end, rolls back on any error.
 
-        Durable once the block is left. Raises `DatabaseUnavailable`; whether a lost commit happened is not known
-        then. Never hold it across a worker's computation.
+        Durable once the block is left, or the `together` around it. Raises `DatabaseUnavailable`; whether a lost
+        commit happened is not known then. Never hold it across a worker's computation.
         """
         async with self._begin(str(tenant)) as connection:
             yield connection
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        """Make one transaction of every `transaction` and `outside_tenants` inside: all is durable, or nothing.
+
+        Each of them is a savepoint bound to its own tenant, whose rows alone it sees. Only the task that opened
+        the block takes part; `call` never does. Blocks nest: the outermost commits.
+        """
+        if self._joint() is not None:
+            yield
+            return
+        async with self._begin("") as connection:
+            before = _JOINT.set(Joint(self, connection, asyncio.current_task()))
+            try:
+                yield
+            finally:
+                _JOINT.reset(before)
 
     @asynccontextmanager
     async def outside_tenants(self) -> AsyncIterator[AsyncConnection]:
@@ -290,8 +237,19 @@ class Database:
             return False
         return True
 
+    def _joint(self) -> Joint | None:
+        joint = _JOINT.get()
+        # A child task inherits the variable, but two tasks must never share a connection.
+        ours = joint is not None and joint.database is self and joint.task is asyncio.current_task()
+        return joint if ours else None
+
     @asynccontextmanager
     async def _begin(self, tenant: str) -> AsyncIterator[AsyncConnection]:
+        joint = self._joint()
+        if joint is not None:
+            async with _bound(joint, tenant) as connection:
+                yield connection
+            return
         with translated():
             connection = await self._bind(tenant)
             try:
@@ -308,9 +266,7 @@ class Database:
         for last in (False, True):
             connection = await self._engine.connect()
             try:
-                await connection.execute(
-                    text("select set_config('app.tenant_id', :tenant, true)"), {"tenant": tenant}
-                )
+                await _set_tenant(connection, tenant)
             except BaseException as exc:
                 await asyncio.shield(connection.close())
                 if last or not (isinstance(exc, DBAPIError) and isinstance(driver_error(exc), _LOST)):
@@ -358,6 +314,25 @@ def _is_outage(exc: BaseException) -> bool:
     return isinstance(exc, (*_LOST, *_BUSY)) and not isinstance(exc, ValueError)
 
 
+@asynccontextmanager
+async def _bound(joint: Joint, tenant: str) -> AsyncIterator[AsyncConnection]:
+    """A savepoint bound to `tenant`; rolling back to it unbinds as well, leaving it needs a word."""
+    before = joint.tenant
+    with translated():
+        try:
+            async with joint.connection.begin_nested():
+                await _set_tenant(joint.connection, tenant)
+                joint.tenant = tenant
+                yield joint.connection
+                await _set_tenant(joint.connection, before)
+        finally:
+            joint.tenant = before
+
+
+async def _set_tenant(connection: AsyncConnection, tenant: str) -> None:
+    await connection.execute(text("select set_config('app.tenant_id', :tenant, true)"), {"tenant": tenant})
+
+
 def _upgrade(connection: SyncConnection) -> None:
     config = _alembic_config()
     config.attributes["connection"] = connection
@@ -371,9 +346,10 @@ def _alembic_config() -> Config:
     return config
 
 
-async def _connect(
+async def connect(
     url: str, settings: dict[str, str], *, command_timeout: float | None
 ) -> asyncpg.Connection[asyncpg.Record]:
+    """One connection outside of any pool. Raises the driver's errors: see `translated`."""
     return await asyncpg.connect(
         _plain(url),
         timeout=CONNECT_S,

@@ -10,6 +10,7 @@
     ├── SessionNotFound         unknown, closed, expired, another tenant's, or no id at all: one message for all
     ├── InvalidName             a tenant's or key's name that we do not take
     ├── InvalidPolicy           a policy that contradicts itself, or has unknown fields
+    ├── InvalidKeyLimits        a key's limits that are none, or above its tenant's
     ├── QuotaExceeded           a limit is used up; come back after `retry_after_s`
     ├── RequestTooCostly        costs more than the limit lets through at once: waiting does not help
     ├── EntryInvalid            the bytes are not an entry of the log
@@ -119,6 +120,10 @@ class InvalidPolicy(TenancyError):
     def __init__(self, faults: tuple[Fault, ...] | str) -> None:
         self.faults = (Fault("", faults),) if isinstance(faults, str) else faults
         super().__init__("; ".join(map(str, self.faults)))
+
+
+class InvalidKeyLimits(TenancyError):
+    """The key's limits are not valid."""
 
 
 class QuotaExceeded(TenancyError):

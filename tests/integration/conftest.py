@@ -21,9 +21,10 @@ from sqlalchemy import make_url
 from tenants import embedded
 from tenants.access import Access, Caller, Role
 from tenants.audit import Audit
-from tenants.database import Database, Urls, migrate, provision
+from tenants.database import Database, migrate
 from tenants.directory import Directory
 from tenants.policy import Policy
+from tenants.provisioning import Urls, provision
 from tenants.quotas import Quotas
 from tenants.sessions import Sessions
 

@@ -18,8 +18,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from tenants import embedded
-from tenants.database import Database, Urls, migrate, provision, scram_verifier
+from tenants.database import Database, migrate
 from tenants.errors import DatabaseUnavailable, SchemaOutdated, UnsafeRole
+from tenants.provisioning import Urls, provision, scram_verifier
 from tenants.tables import SCHEMA, metadata
 from tests.integration.conftest import MakeCaller, Proxy, Secrets, run_as_superuser
 
