@@ -32,6 +32,7 @@ ACTIONS = frozenset(
         "hold_orphaned",
         "session_expired",
         "sweep_failed",
+        "upkeep_failed",
         "sandbox",
     }
 )
