@@ -38,6 +38,8 @@ PEPPER_VERSION = 1
 PEPPER_BYTES = 32
 
 TenantId = NewType("TenantId", UUID)
+INSTALLATION = TenantId(UUID(int=0))
+"""Whose rows are the installation's own. No tenant has it: a tenant's id is random."""
 
 
 class Role(StrEnum):
