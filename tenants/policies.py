@@ -141,7 +141,8 @@ class Policies:
         """Set the tenant's ceiling, or the installation's, and lower every policy that is above it now.
 
         All in one transaction. Also tells the tenants whose policies were lowered. Raises `Forbidden` for a tenant's
-        administrator, `PolicyChanged`, `TenantNotFound`, and `InvalidPolicy` where a policy allows no model that the ceiling allows.
+        administrator, `PolicyChanged`, `TenantNotFound`, and `InvalidPolicy` where a policy allows none of the
+        ceiling's models.
         """
         by = by or Setter()
         if by.role == Role.TENANT_ADMIN:
