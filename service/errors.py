@@ -30,6 +30,7 @@ from http import HTTPStatus
 from models import JobTooLong, ModelFailed, ModelNotFound
 from tenants.errors import (
     DatabaseUnavailable,
+    PolicyChanged,
     QuotaExceeded,
     RequestTooCostly,
     SessionNotFound,
@@ -167,6 +168,7 @@ TABLE: dict[type[Exception], Meaning] = {
     NotReady: Meaning(503, "not_ready", 1),
     NotFound: Meaning(404, "not_found"),
     SessionNotFound: Meaning(404, "session_not_found"),
+    PolicyChanged: Meaning(412, "policy_changed"),
     MethodNotAllowed: Meaning(405, "method_not_allowed"),
     DocumentTooLong: Meaning(422, "document_too_long"),
     ImageRejected: Meaning(422, "image_rejected"),
