@@ -26,6 +26,7 @@ from service.api.usage import build_usage_router
 from service.bindings import Bindings
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
+from service.key_sets import KeySets
 from service.ledger import Ledger
 from service.refusals import Refusals
 from service.rerank import Rerank
@@ -35,12 +36,15 @@ from service.upkeep import Upkeep
 from service.watch.logs import get_logger, where_it_broke
 from tenants.access import Access
 from tenants.audit import Audit
+from tenants.certificates import Certificates
 from tenants.changes import Changes
 from tenants.database import Database
-from tenants.errors import DatabaseUnavailable
+from tenants.errors import DatabaseUnavailable, InvalidIdentities
+from tenants.identities import Identities, read_identities
 from tenants.kept import KEPT_S
 from tenants.quotas import Quotas
 from tenants.sessions import Sessions
+from tenants.tokens import Tokens
 from tenants.uses import Uses
 
 if TYPE_CHECKING:
@@ -77,13 +81,26 @@ def create_app(
     sessions = Sessions(database)
     uses = Uses(database)
     refusals = Refusals(audit)
+    identities = read_identities(settings.identities.read_text()) if settings.identities else Identities()
+    if identities.certificates and settings.client_ca is None:
+        raise InvalidIdentities("certificates are mapped, but PERICARP_CLIENT_CA is not set")
+    tokens = Tokens(identities.issuers)
     upkeep = Upkeep(
         changes=Changes(installation.app_url, changed=access.forget, missed=access.forget_all),
         uses=uses,
         refusals=refusals,
+        key_sets=KeySets(identities.issuers, tokens) if identities.issuers else None,
     )
     identify = Identify(
-        access=access, uses=uses, refusals=refusals, proxies=Proxies(settings.trusted_proxies)
+        access=access,
+        uses=uses,
+        refusals=refusals,
+        proxies=Proxies(settings.trusted_proxies),
+        tokens=tokens if identities.issuers else None,
+        certificates=Certificates(identities.certificates, ca_pem=settings.client_ca.read_bytes())
+        if settings.client_ca
+        else None,
+        reads_client_cert=settings.client_cert_header,
     )
     ledger = Ledger(
         quotas=quotas,

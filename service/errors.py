@@ -30,6 +30,7 @@ from http import HTTPStatus
 from models import JobTooLong, ModelFailed, ModelNotFound
 from tenants.errors import (
     DatabaseUnavailable,
+    KeySetMissing,
     PolicyChanged,
     QuotaExceeded,
     RequestTooCostly,
@@ -164,6 +165,7 @@ TABLE: dict[type[Exception], Meaning] = {
     QuotaExceeded: Meaning(429, "quota_exceeded"),
     RequestTooCostly: Meaning(422, "request_too_costly"),
     DatabaseUnavailable: Meaning(503, "database_unavailable", 1),
+    KeySetMissing: Meaning(503, "issuer_unavailable", 2),
     ModelUnknown: Meaning(404, "model_not_found"),
     NotReady: Meaning(503, "not_ready", 1),
     NotFound: Meaning(404, "not_found"),

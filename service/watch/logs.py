@@ -35,6 +35,8 @@ ACTIONS = frozenset(
         "session_expired",
         "sweep_failed",
         "upkeep_failed",
+        "issuer_keys",
+        "issuer_keys_failed",
         "sandbox",
     }
 )
