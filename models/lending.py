@@ -35,8 +35,6 @@ ALIGNMENT_BYTES = 256
 PIECE_BYTES = 16 << 20
 """What is copied, and what is multiplied with one run of keys, at a time."""
 SEED_BYTES = 32
-OFFER_BYTES = 64 << 20
-"""An offer has some 120 bytes a tensor: a longer one is none."""
 
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -199,7 +197,7 @@ class Offer:
         if not sealing.is_sealed(descriptor):
             raise ModelFailed("the weights that are lent are not sealed")
         try:
-            told = json.loads(os.pread(descriptor, OFFER_BYTES, 0))
+            told = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
             offer = cls(
                 bytes.fromhex(told["handle"]),
                 told["size_bytes"],

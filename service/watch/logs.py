@@ -33,6 +33,10 @@ ACTIONS = frozenset(
         "session_expired",
         "sweep_failed",
         "sandbox",
+        "weights_lent",
+        "weights_own",
+        "weights_changed",
+        "weights_lost",
     }
 )
 
