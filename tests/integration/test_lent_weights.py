@@ -218,6 +218,20 @@ async def test_when_the_owner_dies_its_workers_go_and_their_jobs_are_answered(
         assert fleet.ready and fleet.reason is None
 
 
+async def test_an_owner_that_dies_while_a_worker_starts_is_replaced_with_it(start: Start, gpu: Path) -> None:
+    async with start() as fleet:
+        answer = asyncio.create_task(ask(fleet))
+        await until(lambda: fleet.lent.workers == 1, within_s=100)
+        assert not fleet.workers()
+        (owner,) = owners()
+        os.kill(owner, signal.SIGKILL)
+        await answer
+        await until(lambda: fleet.lent.workers == 1 and len(fleet.workers()) == 1, within_s=100)
+        assert await ask(fleet) == await answer
+        assert owners() != [owner] and fleet.lent.workers == 1
+        assert fleet.card is not None and fleet.card.weights == "lent"
+
+
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
