@@ -146,8 +146,7 @@ class LocalFleet:
 
     async def start(self) -> None:
         self._open = True
-        if self._share_weights:
-            self._starts.share()
+        self._starts.share()
         self._dispatcher = asyncio.create_task(self._dispatch(), name="fleet")
 
     async def close(self) -> None:
@@ -272,7 +271,7 @@ class LocalFleet:
         if not self._starts.proven:  # prove that a worker can be had
             wanted = max(wanted, 1)
         for _ in range(self._starts.due(now, wanted - len(self._seating.spares()))):
-            self._run(self._start(*self._ownership.begin()), self._work)
+            self._run(self._start(*self._ownership.begin(share=self._share_weights)), self._work)
 
     def _refuse(self, tenants: Iterable[str], detail: str, reason: str, retry_after_s: int = 1) -> None:
         """Fail all that waits in these tenants' lines."""

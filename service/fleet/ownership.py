@@ -10,7 +10,6 @@ Belongs to the event loop of its fleet, whose dispatcher calls `advance` after e
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import sys
@@ -83,13 +82,16 @@ class Ownership:
             changes=self._changes,
         )
 
-    def begin(self) -> tuple[Launch, Owner | None]:
-        """What to start as a worker, and whose weights it maps, until `give_back`; None: its own, or sealed ones."""
+    def begin(self, *, share: bool = True) -> tuple[Launch, Owner | None]:
+        """What to start as a worker, and whose weights it maps, until `give_back`; None: its own, or sealed ones.
+
+        One that may not `share` has its own.
+        """
         owner = self._owner
-        if owner is None or not owner.sound or self._module is None:
-            return self._starts.begin(), None
+        if not share or owner is None or not owner.sound or self._module is None:
+            return self._starts.begin(share=share), None
         owner.users += 1
-        return self._starts.begin(owner.descriptor), owner
+        return self._starts.begin(offer=owner.descriptor), owner
 
     def welcome(self, owner: Owner | None, card: ModelCard | None) -> Owner | None:
         """A worker came to life: whose weights it maps in truth. Where it could not, nobody else will."""
@@ -154,7 +156,7 @@ class Ownership:
             else:
                 self._owner = Owner(self._starting, descriptor, checked.size_bytes)
                 self._failures = 0
-                self._watch(self._owner)
+                self._watch(self._owner, checked.check_ms)
         except Exception as exc:  # noqa: BLE001 - whatever it is, a start that is not counted as failed hangs
             reason = str(exc) if isinstance(exc, ChildLost) else repr(exc)
             self._failures += 1
@@ -169,10 +171,14 @@ class Ownership:
                 os.close(descriptor)
             self._changed()
 
-    def _watch(self, owner: Owner) -> None:
+    def _watch(self, owner: Owner, check_ms: float) -> None:
         """Look at the weights now and then, and hear of the owner's death."""
         self._log.info(
-            "Weights are lent.", action="weights_lent", pid=owner.child.pid, size_bytes=owner.size_bytes
+            "Weights are lent.",
+            action="weights_lent",
+            pid=owner.child.pid,
+            size_bytes=owner.size_bytes,
+            check_ms=check_ms,
         )
         watching = asyncio.create_task(self._check(owner), name="weights")
 
@@ -192,7 +198,7 @@ class Ownership:
         owner.child.lost.add_done_callback(end)
 
     async def _check(self, owner: Owner) -> None:
-        with contextlib.suppress(ChildLost):  # its `lost` tells
+        try:
             while True:
                 await asyncio.sleep(self._check_s)
                 checked = await self._ask(owner.child)
@@ -208,6 +214,11 @@ class Ownership:
                 workers=owner.users,
             )
             self._changed()
+        except ChildLost:
+            pass  # its `lost` has told
+        finally:
+            if owner.sound:
+                owner.child.kill("its weights are not checked any more")
 
     async def _ask(self, child: Child) -> Checked:
         """Have the weights looked at. Raises ChildLost, also where no answer comes: then it is killed."""

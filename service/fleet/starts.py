@@ -96,12 +96,15 @@ class Starts:
             os.close(self._memory)
             self._memory = None
 
-    def begin(self, offer: int | None = None) -> Launch:
-        """What to start, now under way until `succeeded` or `failed` is told. `offer`: the weights it is to borrow."""
+    def begin(self, *, share: bool = True, offer: int | None = None) -> Launch:
+        """What to start, now under way until `succeeded` or `failed` is told.
+
+        It has weights of its own unless it may `share` them: those that `offer` offers, or else sealed ones.
+        """
         self._under_way += 1
-        if offer is not None:
+        if offer is not None and share:
             return self._dress(self.launch, "--offer", offer)
-        return self._dress(self.launch, "--shared", self._memory)
+        return self._dress(self.launch, "--shared", self._memory if share else None)
 
     def succeeded(self, card: ModelCard | None) -> None:
         self._under_way -= 1
