@@ -36,6 +36,10 @@ ACTIONS = frozenset(
         "sweep_failed",
         "upkeep_failed",
         "sandbox",
+        "weights_lent",
+        "weights_own",
+        "weights_changed",
+        "weights_lost",
     }
 )
 
