@@ -38,6 +38,10 @@ ACTIONS = frozenset(
         "issuer_keys",
         "issuer_keys_failed",
         "sandbox",
+        "weights_lent",
+        "weights_own",
+        "weights_changed",
+        "weights_lost",
     }
 )
 
