@@ -25,6 +25,7 @@ from service.settings import Settings
 from tenants.access import Role, Scope
 from tenants.audit import Audit, decode
 from tenants.database import Database
+from tenants.denials import Denial, Denials
 from tenants.directory import Directory, Tenant
 from tenants.embedded import EmbeddedError
 from tenants.errors import TenancyError
@@ -47,7 +48,11 @@ keys_app = typer.Typer(help="API keys: make, list, rotate, revoke.", no_args_is_
 audit_app = typer.Typer(help="The log of decisions.", no_args_is_help=True)
 app.add_typer(tenants_app, name="tenant")
 app.add_typer(keys_app, name="key")
+tokens_app = typer.Typer(
+    help="Tokens and certificates that are denied although they are valid.", no_args_is_help=True
+)
 app.add_typer(audit_app, name="audit")
+app.add_typer(tokens_app, name="token")
 
 
 @app.command()
@@ -225,6 +230,47 @@ def rotate_key(
         typer.echo(text)
         ends = f"ends at {_cell(old_ends_at)} UTC" if old_ends_at else "has ended"
         typer.echo(f"Key {key.id}: the old secret {ends}. Keep the new one: it is not shown again.", err=True)
+
+
+@tokens_app.command("deny")
+def deny_token(
+    tenant: Annotated[str, typer.Argument(help="The tenant's name.")],
+    issuer: Annotated[
+        str, typer.Argument(help="jwt:NAME of an issuer, or mtls:NAME of a certificate's entry.")
+    ],
+    jti: Annotated[str, typer.Argument(help="The token's jti, or the certificate's SHA-256 in hex.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Refuse a token or a client certificate, everywhere within 2 seconds."""
+
+    async def deny(database: Database, installation: Installation) -> Denial:
+        directory = Directory(database, pepper=installation.pepper, master_key=installation.master_key)
+        return await Denials(database).deny((await directory.find_tenant(tenant)).id, issuer, jti)
+
+    denial = _with_database(deny)
+    if as_json:
+        _print_json(dataclasses.asdict(denial))
+    else:
+        typer.echo(f"{denial.jti} of {denial.issuer} is denied since {_cell(denial.denied_at)} UTC.")
+
+
+@tokens_app.command("denied")
+def list_denied(
+    tenant: Annotated[str, typer.Argument(help="The tenant's name.")], as_json: JsonFlag = False
+) -> None:
+    """List what a tenant denies, newest first."""
+
+    async def find(database: Database, installation: Installation) -> tuple[Denial, ...]:
+        directory = Directory(database, pepper=installation.pepper, master_key=installation.master_key)
+        return await Denials(database).list((await directory.find_tenant(tenant)).id)
+
+    denials = [dataclasses.asdict(denial) for denial in _with_database(find)]
+    if as_json:
+        _print_json(denials)
+    else:
+        columns = ["issuer", "jti", "denied_at", "until"]
+        rows = [[_cell(denial[column]) for column in columns] for denial in denials]
+        _print_table(f"Denied by {tenant}", columns, rows)
 
 
 @audit_app.command("list")

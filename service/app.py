@@ -19,6 +19,7 @@ from service import __version__
 from service.api.addresses import Proxies
 from service.api.door import Door
 from service.api.identify import Identify
+from service.api.leaks import build_leaks_router
 from service.api.schemas import RerankRequest, SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
@@ -27,6 +28,7 @@ from service.bindings import Bindings
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
 from service.key_sets import KeySets
+from service.leaks import Leaks
 from service.ledger import Ledger
 from service.refusals import Refusals
 from service.rerank import Rerank
@@ -42,6 +44,7 @@ from tenants.database import Database
 from tenants.errors import DatabaseUnavailable, InvalidIdentities
 from tenants.identities import Identities, read_identities
 from tenants.kept import KEPT_S
+from tenants.keys import Keys
 from tenants.quotas import Quotas
 from tenants.sessions import Sessions
 from tenants.tokens import Tokens
@@ -192,6 +195,17 @@ def create_app(
         )
     )
     app.include_router(build_usage_router(quotas=quotas))
+    app.include_router(
+        build_leaks_router(
+            leaks=Leaks(
+                database=database,
+                keys=Keys(database, pepper=installation.pepper),
+                audit=audit,
+                refusals=refusals,
+            ),
+            deadline_s=settings.deadline_s,
+        )
+    )
     _document(app)
     app.state.fleet = serving
     return app

@@ -35,6 +35,7 @@ ACTIONS = frozenset(
         "session_expired",
         "sweep_failed",
         "upkeep_failed",
+        "key_leaked",
         "issuer_keys",
         "issuer_keys_failed",
         "sandbox",

@@ -28,7 +28,8 @@ def certificates() -> Certificates:
 
 def test_a_spiffe_name_is_mapped(certificates: Certificates) -> None:
     issued = issue(CA, uris=(SPIFFE,))
-    for chain in (None, [], [BETWEEN.der]):
+    chains: list[list[bytes] | None] = [None, [], [BETWEEN.der]]
+    for chain in chains:
         identity = certificates.identify(issued.der, chain)
         assert identity is not None
         assert (identity.means, identity.key_id, identity.subject) == (Means.MTLS, "mtls:backend", SPIFFE)
@@ -110,7 +111,8 @@ def test_both_uses_are_a_clients_too(certificates: Certificates) -> None:
 
 @pytest.mark.parametrize("der", [b"", b"x", issue(CA, uris=(SPIFFE,)).der[:-1], b"\0" * 20_000])
 def test_what_is_no_certificate_is_refused(certificates: Certificates, der: bytes) -> None:
-    for chain in (None, []):
+    chains: list[list[bytes] | None] = [None, []]
+    for chain in chains:
         with pytest.raises(CertificateInvalid) as caught:
             certificates.identify(der, chain)
         assert caught.value.reason == "certificate_malformed"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 import time
 from typing import Any
@@ -135,7 +137,11 @@ def test_what_is_fixed_by_the_file_is_not_asked_of_the_token() -> None:
         tenant="fixed", tenant_claim=None, role=Role.SEARCH, role_claim=None, scopes=frozenset({Scope.RERANK})
     )
     identity = tokens.verify(signed(org=None, groups=None), plane=Plane.DATA)
-    assert (identity.tenant_name, identity.role, identity.scopes) == ("fixed", Role.SEARCH, {Scope.RERANK})
+    assert (identity.tenant_name, identity.role, identity.scopes) == (
+        "fixed",
+        Role.SEARCH,
+        frozenset({Scope.RERANK}),
+    )
 
 
 def test_mapped_tenants_are_the_only_ones() -> None:
@@ -175,9 +181,6 @@ def test_no_algorithm_is_no_signature() -> None:
 
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
 def test_a_public_key_is_no_shared_secret(algorithm: str) -> None:
-    import hashlib
-    import hmac
-
     for public in (RSA.public_key(), P256.public_key()):
         for secret in (
             public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
