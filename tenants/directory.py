@@ -38,6 +38,19 @@ class Tenant:
     name: str
     created_at: datetime
     suspended_at: datetime | None
+    contained_at: datetime | None = None
+    deleted_at: datetime | None = None
+    purge_after: datetime | None = None
+    """When nothing brings it back any more."""
+
+    @property
+    def state(self) -> str:
+        """active, suspended, contained or deleted; of several the last one."""
+        if self.deleted_at is not None:
+            return "deleted"
+        if self.contained_at is not None:
+            return "contained"
+        return "active" if self.suspended_at is None else "suspended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,7 @@ class Key:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    contained_at: datetime | None = None
 
 
 class Directory:
@@ -93,13 +107,20 @@ class Directory:
             ).one_or_none()
         if row is None:
             raise TenantNotFound
-        return _tenant(row)
+        return read_tenant(row)
 
-    async def list_tenants(self) -> tuple[Tenant, ...]:
-        """Every tenant, by name."""
+    async def list_tenants(
+        self, *, after: str = "", most: int | None = None, state: str = ""
+    ) -> tuple[Tenant, ...]:
+        """Tenants by name, those after the name `after`, at most `most`, of one `state` or of all."""
         async with self._database.outside_tenants() as connection:
-            rows = (await connection.execute(text("select * from pericarp.list_tenants()"))).all()
-        return tuple(_tenant(row) for row in rows)
+            rows = (
+                await connection.execute(
+                    text("select * from pericarp.page_tenants(:after, :most, :state)"),
+                    {"after": after, "most": most, "state": state},
+                )
+            ).all()
+        return tuple(read_tenant(row) for row in rows)
 
     async def suspend_tenant(self, tenant: TenantId) -> None:
         """Refuse every key of the tenant from the next request on. Idempotent. Raises `TenantNotFound`."""
@@ -176,7 +197,7 @@ class Directory:
                 )
         except IntegrityError as exc:
             raise TenantNotFound from exc
-        return _key(row), token
+        return read_key(row), token
 
     async def list_keys(self, tenant: TenantId) -> tuple[Key, ...]:
         """The tenant's keys, oldest first, revoked and expired ones included."""
@@ -189,7 +210,7 @@ class Directory:
                     .order_by(columns.created_at, columns.id)
                 )
             ).all()
-        return tuple(_key(row) for row in rows)
+        return tuple(read_key(row) for row in rows)
 
     async def find_key_tenant(self, key_id: str) -> TenantId:
         """Whose key it is, for the platform's own commands. Raises `KeyNotFound`."""
@@ -215,7 +236,7 @@ class Directory:
             ).one_or_none()
         if row is None:
             raise KeyNotFound
-        return _key(row)
+        return read_key(row)
 
     async def _set_suspended(self, tenant: TenantId, *, suspended: bool) -> None:
         column = tables.tenant.c.suspended_at
@@ -231,11 +252,21 @@ class Directory:
             raise TenantNotFound
 
 
-def _tenant(row: Any) -> Tenant:
-    return Tenant(TenantId(row.id), row.name, row.created_at, row.suspended_at)
+def read_tenant(row: Any) -> Tenant:
+    """A row of the tenant's columns."""
+    return Tenant(
+        TenantId(uuid.UUID(int=row.id.int)),
+        row.name,
+        row.created_at,
+        row.suspended_at,
+        row.contained_at,
+        row.deleted_at,
+        row.purge_after,
+    )
 
 
-def _key(row: Any) -> Key:
+def read_key(row: Any) -> Key:
+    """A row of the key's columns."""
     return Key(
         row.id,
         TenantId(row.tenant_id),
@@ -244,6 +275,7 @@ def _key(row: Any) -> Key:
         row.created_at,
         row.expires_at,
         row.revoked_at,
+        row.contained_at,
     )
 
 

@@ -8,6 +8,8 @@
     │   └── TenantSuspended
     ├── TenantNotFound · TenantExists · KeyNotFound
     ├── SessionNotFound         unknown, closed, expired, another tenant's, or no id at all: one message for all
+    ├── RepeatDiffers           one idempotency key for two requests
+    ├── RepeatUnderWay          the same request twice at the same time
     ├── InvalidName             a tenant's or key's name that we do not take
     ├── InvalidPolicy           a policy that contradicts itself, or has unknown fields
     ├── QuotaExceeded           a limit is used up; come back after `retry_after_s`
@@ -91,6 +93,14 @@ class KeyNotFound(TenancyError):
 
 class SessionNotFound(TenancyError):
     """There is no such open session."""
+
+
+class RepeatDiffers(TenancyError):
+    """This idempotency key was used for another request."""
+
+
+class RepeatUnderWay(TenancyError):
+    """The first request with this idempotency key is not answered yet."""
 
 
 class InvalidName(TenancyError):
