@@ -7,6 +7,7 @@ guard.py       what a runtime role and a schema must not be, checked before the 
 embedded.py    our own supervisor of the embedded Postgres
 policy.py      frozen Policy: a tenant's limits and rights
 access.py      API keys → Caller; mints TenantId
+key_limits.py  a key's own limits, below its tenant's
 directory.py   life cycle of tenants, keys and policies; mints TenantId
 sealing.py     secrets wrapped under the master key
 quotas.py      hold → settle | release; reap

@@ -11,12 +11,15 @@ import hmac
 import re
 import secrets
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NewType
 from uuid import UUID
 
 from tenants.errors import KeyMalformed, KeyUnknown, TenantSuspended
+from tenants.key_limits import NO_LIMITS, KeyLimits
 from tenants.policy import Policy
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ TenantId = NewType("TenantId", UUID)
 
 
 class Role(StrEnum):
-    """What a key is for. One role a key; none includes another."""
+    """What a caller is for. One role a key; none includes another."""
 
     SEARCH = "search"
     TENANT_ADMIN = "tenant_admin"
@@ -46,15 +49,71 @@ class Role(StrEnum):
     PLATFORM_ADMIN = "platform_admin"
 
 
+class Plane(StrEnum):
+    """Which half of the surface a path belongs to. A role works on one of them and is unknown on the other."""
+
+    DATA = "data"
+    """Rerank, sessions, usage, models."""
+    ADMIN = "admin"
+    """`/admin/…` and `/metrics`."""
+
+
+class Scope(StrEnum):
+    """One right of a caller. Which ones a role may have at most, `ROLE_SCOPES` says."""
+
+    RERANK = "rerank"
+    SESSIONS = "sessions"
+    USAGE = "usage"
+    KEYS = "keys"
+    POLICY = "policy"
+    CONTAIN = "contain"
+    AUDIT = "audit"
+    TENANTS = "tenants"
+    METRICS = "metrics"
+
+
+class Means(StrEnum):
+    """How a caller proved who it is."""
+
+    KEY = "key"
+    JWT = "jwt"
+    MTLS = "mtls"
+
+
+ROLE_SCOPES: Mapping[Role, frozenset[Scope]] = MappingProxyType(
+    {
+        Role.SEARCH: frozenset({Scope.RERANK, Scope.SESSIONS, Scope.USAGE}),
+        Role.TENANT_ADMIN: frozenset(
+            {Scope.RERANK, Scope.SESSIONS, Scope.USAGE, Scope.KEYS, Scope.POLICY, Scope.CONTAIN}
+        ),
+        Role.AUDITOR: frozenset({Scope.AUDIT, Scope.USAGE}),
+        Role.PLATFORM_ADMIN: frozenset(Scope),
+    }
+)
+"""The scopes of a role at most. An administrator's `rerank` and `sessions` are there to be handed on to the keys
+that it makes: no key has a scope that its creator lacks, and no role works on the other plane."""
+
+
+def plane_of(role: Role) -> Plane:
+    """Where a role works: search on the data plane, everyone else on the admin plane."""
+    return Plane.DATA if role is Role.SEARCH else Plane.ADMIN
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: proven by a key, as of the moment `authenticate` returned it."""
+    """Who calls: proven by a key, a token or a certificate, as of the moment `authenticate` returned it."""
 
     tenant: TenantId
     tenant_name: str
     key_id: str
+    """The key's id; of a token `jwt:` and its issuer's name, of a certificate `mtls:` and its entry's name."""
     role: Role
     policy: Policy
+    key_limits: KeyLimits = NO_LIMITS
+    scopes: frozenset[Scope] = frozenset()
+    means: Means = Means.KEY
+    subject: str = ""
+    """Of a token its `sub`, of a certificate the name that was mapped; empty for a key."""
 
 
 class Access:
@@ -93,7 +152,14 @@ class Access:
             raise KeyUnknown(reason="expired", tenant=tenant, key_id=key_id)
         if row["suspended"]:
             raise TenantSuspended(tenant=tenant, key_id=key_id)
-        return Caller(tenant, row["tenant_name"], key_id, Role(row["role"]), Policy.from_json(row["policy"]))
+        return Caller(
+            tenant,
+            row["tenant_name"],
+            key_id,
+            Role(row["role"]),
+            Policy.from_json(row["policy"]),
+            scopes=ROLE_SCOPES[Role(row["role"])],
+        )
 
 
 def make_key() -> tuple[str, str, str]:

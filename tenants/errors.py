@@ -12,6 +12,7 @@
     ├── RepeatUnderWay          the same request twice at the same time
     ├── InvalidName             a tenant's or key's name that we do not take
     ├── InvalidPolicy           a policy that contradicts itself, or has unknown fields
+    ├── InvalidKeyLimits        a key's limits that are none, or above its tenant's
     ├── QuotaExceeded           a limit is used up; come back after `retry_after_s`
     ├── RequestTooCostly        costs more than the limit lets through at once: waiting does not help
     ├── EntryInvalid            the bytes are not an entry of the log
@@ -109,6 +110,10 @@ class InvalidName(TenancyError):
 
 class InvalidPolicy(TenancyError):
     """The policy is not valid."""
+
+
+class InvalidKeyLimits(TenancyError):
+    """The key's limits are not valid."""
 
 
 class QuotaExceeded(TenancyError):
