@@ -26,6 +26,7 @@ Driver errors never leave `tenants`: `database.py` translates them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -108,8 +109,27 @@ class InvalidName(TenancyError):
     """The name is not valid."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with a value that a caller wrote, in words that the caller may read."""
+
+    field: str
+    """Empty: the value as a whole."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.why}" if self.field else self.why
+
+
 class InvalidPolicy(TenancyError):
-    """The policy is not valid."""
+    """The policy is not valid.
+
+    `faults` tells each thing that is wrong, and all of them.
+    """
+
+    def __init__(self, faults: tuple[Fault, ...] | str) -> None:
+        self.faults = (Fault("", faults),) if isinstance(faults, str) else faults
+        super().__init__("; ".join(map(str, self.faults)))
 
 
 class InvalidKeyLimits(TenancyError):

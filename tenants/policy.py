@@ -1,11 +1,14 @@
 """A tenant's Policy: its limits and rights as one frozen, validated value.
 
 Stored as one JSON object per version; every version is kept. Unknown fields are refused, absent ones take
-today's default, so a policy written by an older version still reads.
+today's default, so a policy written by an older version still reads. What is wrong is told whole: every field,
+every contradiction, not the first one alone.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from functools import lru_cache
@@ -13,27 +16,49 @@ from typing import Any
 
 import orjson
 
-from tenants.errors import InvalidPolicy
+from tenants.errors import Fault, InvalidPolicy
+from tenants.kinds import FilterMode, Kind
 
 MOST_PER_MINUTE = 1_000_000
 """Above it, one request's share of a minute would round to nothing in Postgres' microseconds."""
+MOST_TOKENS_PER_MINUTE = 60_000_000
+"""One token a microsecond, for the same reason."""
+MOST_PER_MONTH = 1_000_000_000_000
 MOST_CONCURRENT = 1_000
 MOST_SESSIONS = 1_000
 MOST_DOCUMENTS = 1_000
 MOST_TEXT_LENGTH = 1_000_000
+MOST_RETENTION_DAYS = 36_500
+MOST_NAMES = 100
+"""In any one list of a policy."""
 MODEL_NAME_LENGTH = 200
+
+GROUP_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_HOST = rf"(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])"
+HOST_NAME = re.compile(rf"(?!.{{254}}){_HOST}")
+"""In lower case, with a dot, its last label beginning with a letter: neither an address nor this host itself."""
+ORIGIN = re.compile(rf"(?!.{{270}})https://{_HOST}(?::[1-9][0-9]{{0,4}})?")
+
+SHADOWS = ("requests", "images", "tokens", "concurrency", "requests_month", "tokens_month")
+"""The limits that can count without denying."""
 
 
 class Isolation(StrEnum):
     """How far a tenant's work stays apart from others'."""
 
+    POOLED = "pooled"
+    """Worker processes that serve the tenants of one named group and nobody else; caches are the tenant's own."""
     ISOLATED = "isolated"
     """Worker processes that serve no other tenant; the weights' pages are shared."""
+    DEDICATED = "dedicated"
+    """Worker processes that serve no other tenant and hold a copy of the weights that no other process sees."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Limits and rights of one tenant. Raises `InvalidPolicy` where they contradict each other."""
+    """Limits and rights of one tenant. Raises `InvalidPolicy`, with every fault, where they contradict each other."""
 
     requests_per_minute: int = 600
     request_burst: int | None = None
@@ -41,6 +66,13 @@ class Policy:
     images_per_minute: int = 20
     image_burst: int | None = None
     """Images that may come at once after a pause; unset: a minute's worth."""
+    tokens_per_minute: int = 2_000_000
+    token_burst: int | None = None
+    """Tokens that may come at once after a pause; unset: a minute's worth."""
+    requests_per_month: int | None = None
+    """Of a calendar month in UTC; unset: no limit."""
+    tokens_per_month: int | None = None
+    """Of a calendar month in UTC; unset: no limit."""
     concurrent_requests: int = 5
     text_length: int = 10_000
     """Characters of one text."""
@@ -49,37 +81,32 @@ class Policy:
     """Images of one request, the query's included; 0 refuses images."""
     sessions: int = 100
     """Sessions open at the same time; 0 refuses sessions."""
+    shadow: tuple[str, ...] = ()
+    """Limits, of `SHADOWS`, that count and never deny."""
     isolation: Isolation = Isolation.ISOLATED
+    group: str | None = None
+    """Whom a pooled tenant shares its workers with: the other pooled tenants of this group."""
     keep_warm: bool = False
     """Keep a worker of this tenant loaded although it is idle."""
     allowed_models: tuple[str, ...] = ()
     """Empty: every served model."""
+    kind: Kind = Kind.DEFAULT
+    filter_mode: FilterMode | None = None
+    """Unset: what the kind recommends."""
+    risk_thresholds: tuple[tuple[str, float], ...] = ()
+    """Category and score from 0 to 1, by category; what is not named has the mode's threshold. An object in JSON."""
+    retention_days: int = 400
+    """How long entries and usage are kept."""
+    remote_images: bool = False
+    """Whether images may be fetched, from `remote_image_hosts` alone."""
+    remote_image_hosts: tuple[str, ...] = ()
+    console_origins: tuple[str, ...] = ()
+    """Web origins, `https://host` or `https://host:port`, whose pages may call in a user's name."""
 
     def __post_init__(self) -> None:
-        _check_range("requests_per_minute", self.requests_per_minute, 1, MOST_PER_MINUTE)
-        _check_range("images_per_minute", self.images_per_minute, 1, MOST_PER_MINUTE)
-        _check_range("concurrent_requests", self.concurrent_requests, 1, MOST_CONCURRENT)
-        _check_range("text_length", self.text_length, 1, MOST_TEXT_LENGTH)
-        _check_range("documents_per_request", self.documents_per_request, 1, MOST_DOCUMENTS)
-        _check_range("images_per_request", self.images_per_request, 0, MOST_DOCUMENTS + 1)
-        _check_range("sessions", self.sessions, 0, MOST_SESSIONS)
-        if self.request_burst is not None:
-            _check_range("request_burst", self.request_burst, 1, MOST_PER_MINUTE)
-        if self.image_burst is not None:
-            _check_range("image_burst", self.image_burst, 1, MOST_PER_MINUTE)
-        if self.images_per_request > self.images_at_once:
-            raise InvalidPolicy(
-                f"images_per_request is {self.images_per_request}, but {self.images_at_once} images fit at"
-                " once; lower it, or raise image_burst"
-            )
-        if not isinstance(self.isolation, Isolation):
-            raise InvalidPolicy("isolation is not a known tier")
-        if not isinstance(self.keep_warm, bool):
-            raise InvalidPolicy("keep_warm must be true or false")
-        if not isinstance(self.allowed_models, tuple) or not all(
-            isinstance(name, str) and 0 < len(name) <= MODEL_NAME_LENGTH for name in self.allowed_models
-        ):
-            raise InvalidPolicy(f"allowed_models must be names of at most {MODEL_NAME_LENGTH} characters")
+        if faults := tuple(_faults(self)):
+            raise InvalidPolicy(faults)
+        object.__setattr__(self, "risk_thresholds", tuple(sorted(self.risk_thresholds)))
 
     @property
     def requests_at_once(self) -> int:
@@ -91,12 +118,28 @@ class Policy:
         """The burst of images that is in force."""
         return self.images_per_minute if self.image_burst is None else self.image_burst
 
+    @property
+    def tokens_at_once(self) -> int:
+        """The burst of tokens that is in force."""
+        return self.tokens_per_minute if self.token_burst is None else self.token_burst
+
+    @property
+    def mode(self) -> FilterMode:
+        """The filter mode that is in force."""
+        return self.kind.recommended if self.filter_mode is None else self.filter_mode
+
+    def threshold(self, category: str) -> float:
+        """The score, 0 to 1, from which on content of this category is stopped."""
+        return dict(self.risk_thresholds).get(category, self.mode.threshold)
+
     def allows_model(self, name: str) -> bool:
         return not self.allowed_models or name in self.allowed_models
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back equal."""
-        return orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS).decode()
+        raw = asdict(self)
+        raw["risk_thresholds"] = dict(self.risk_thresholds)
+        return orjson.dumps(raw, option=orjson.OPT_SORT_KEYS).decode()
 
     @staticmethod
     def from_json(text: str | bytes) -> Policy:
@@ -113,19 +156,140 @@ def _read(text: str | bytes) -> Policy:
     if not isinstance(raw, dict):
         raise InvalidPolicy("the policy is not an object")
     known = {field.name for field in fields(Policy)}
-    if unknown := sorted(set(raw) - known):
-        raise InvalidPolicy(f"unknown fields: {', '.join(name[:64] for name in unknown[:10])}")
-    given: dict[str, Any] = dict(raw)
-    if "isolation" in given:
-        try:
-            given["isolation"] = Isolation(given["isolation"])
-        except ValueError as exc:
-            raise InvalidPolicy("isolation is not a known tier") from exc
-    if isinstance(given.get("allowed_models"), list):
-        given["allowed_models"] = tuple(given["allowed_models"])
-    return Policy(**given)
+    unknown = tuple(
+        Fault(name[:64], "there is no such field") for name in sorted(set(raw) - known)[:MOST_NAMES]
+    )
+    given = {name: _native(name, value) for name, value in raw.items() if name in known}
+    try:
+        policy = Policy(**given)
+    except InvalidPolicy as exc:
+        raise InvalidPolicy(unknown + exc.faults) from None
+    if unknown:
+        raise InvalidPolicy(unknown)
+    return policy
 
 
-def _check_range(name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidPolicy(f"{name} must be a whole number from {least} to {most}")
+def _native(name: str, value: Any) -> Any:
+    """A JSON value as the field's own type where it has that form; the checks say what is wrong with any other."""
+    if name in _ENUMS and isinstance(value, str) and value in set(_ENUMS[name]):
+        return _ENUMS[name](value)
+    if name == "risk_thresholds":
+        return tuple(value.items()) if isinstance(value, dict) else value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _faults(policy: Policy) -> Iterator[Fault]:
+    """All that is wrong: each field by itself, then, where each is right, what contradicts what."""
+    alone = list(_faults_alone(policy))
+    yield from alone if alone else _contradictions(policy)
+
+
+def _faults_alone(policy: Policy) -> Iterator[Fault]:
+    for name, least, most in (
+        ("requests_per_minute", 1, MOST_PER_MINUTE),
+        ("images_per_minute", 1, MOST_PER_MINUTE),
+        ("tokens_per_minute", 1, MOST_TOKENS_PER_MINUTE),
+        ("concurrent_requests", 1, MOST_CONCURRENT),
+        ("text_length", 1, MOST_TEXT_LENGTH),
+        ("documents_per_request", 1, MOST_DOCUMENTS),
+        ("images_per_request", 0, MOST_DOCUMENTS + 1),
+        ("sessions", 0, MOST_SESSIONS),
+        ("retention_days", 1, MOST_RETENTION_DAYS),
+    ):
+        if not _is_whole(getattr(policy, name), least, most):
+            yield Fault(name, f"must be a whole number from {least} to {most}")
+    for name, most in (
+        ("request_burst", MOST_PER_MINUTE),
+        ("image_burst", MOST_PER_MINUTE),
+        ("token_burst", MOST_TOKENS_PER_MINUTE),
+        ("requests_per_month", MOST_PER_MONTH),
+        ("tokens_per_month", MOST_PER_MONTH),
+    ):
+        value = getattr(policy, name)
+        if value is not None and not _is_whole(value, 1, most):
+            yield Fault(name, f"must be null or a whole number from 1 to {most}")
+    for name in ("keep_warm", "remote_images"):
+        if not isinstance(getattr(policy, name), bool):
+            yield Fault(name, "must be true or false")
+    for name, kind in _ENUMS.items():
+        value = getattr(policy, name)
+        if not isinstance(value, kind) and not (value is None and name == "filter_mode"):
+            yield Fault(name, f"must be one of {', '.join(kind)}")
+    if policy.group is not None and not _matches(GROUP_NAME, policy.group):
+        yield Fault("group", "must be null or 1 to 63 of a-z, 0-9 and inner hyphens")
+    for name, is_right, form in _LISTS:
+        values = getattr(policy, name)
+        if not isinstance(values, tuple) or len(values) > MOST_NAMES or not all(map(is_right, values)):
+            yield Fault(name, f"must be a list of at most {MOST_NAMES} {form}")
+        elif len(set(values)) < len(values):
+            yield Fault(name, "names one twice")
+    if not _are_thresholds(policy.risk_thresholds):
+        yield Fault(
+            "risk_thresholds",
+            f"must be an object of at most {MOST_NAMES} categories (a-z, 0-9, _), each with a number from 0 to 1",
+        )
+
+
+def _contradictions(policy: Policy) -> Iterator[Fault]:
+    if policy.images_per_request > policy.images_at_once and "images" not in policy.shadow:
+        yield Fault(
+            "images_per_request",
+            f"is {policy.images_per_request}, but {policy.images_at_once} images fit at once;"
+            " lower it, or raise image_burst",
+        )
+    if policy.isolation is Isolation.POOLED and policy.group is None:
+        yield Fault("group", "a pooled tenant needs a group")
+    if policy.isolation is not Isolation.POOLED and policy.group is not None:
+        yield Fault("group", f"must be null where isolation is {policy.isolation}")
+    if policy.remote_images and not policy.remote_image_hosts:
+        yield Fault("remote_image_hosts", "must name a host where remote_images is true")
+    if policy.remote_images and not policy.images_per_request:
+        yield Fault("remote_images", "must be false where images_per_request is 0")
+    for shadow, limit in (("requests_month", "requests_per_month"), ("tokens_month", "tokens_per_month")):
+        if shadow in policy.shadow and getattr(policy, limit) is None:
+            yield Fault("shadow", f"names {shadow}, but {limit} is not set")
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _are_thresholds(value: object) -> bool:
+    if not isinstance(value, tuple) or len(value) > MOST_NAMES:
+        return False
+    pairs = [pair for pair in value if isinstance(pair, tuple) and len(pair) == 2]
+    return (
+        len(pairs) == len(value)
+        and all(_matches(CATEGORY, category) and _is_score(score) for category, score in pairs)
+        and len({category for category, _ in pairs}) == len(pairs)
+    )
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+_ENUMS: dict[str, type[StrEnum]] = {"isolation": Isolation, "kind": Kind, "filter_mode": FilterMode}
+
+_LISTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("shadow", lambda value: isinstance(value, str) and value in SHADOWS, f"of {', '.join(SHADOWS)}"),
+    (
+        "allowed_models",
+        lambda value: isinstance(value, str) and 0 < len(value) <= MODEL_NAME_LENGTH,
+        f"names of at most {MODEL_NAME_LENGTH} characters",
+    ),
+    (
+        "remote_image_hosts",
+        lambda value: _matches(HOST_NAME, value),
+        "host names in lower case, no addresses",
+    ),
+    (
+        "console_origins",
+        lambda value: _matches(ORIGIN, value),
+        "origins like https://host or https://host:port",
+    ),
+)

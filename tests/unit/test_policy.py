@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenants.errors import InvalidPolicy
-from tenants.policy import Isolation, Policy
+from tenants.kinds import FilterMode, Kind
+from tenants.policy import CATEGORY, SHADOWS, Isolation, Policy
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -46,7 +47,20 @@ def test_a_burst_is_a_minutes_worth_unless_it_is_set() -> None:
         images_per_request=st.integers(0, 20),
         sessions=st.integers(0, 1_000),
         keep_warm=st.booleans(),
-        allowed_models=st.lists(st.sampled_from(["a", "b/c", "模型"])).map(tuple),
+        tokens_per_minute=st.integers(1, 60_000_000),
+        tokens_per_month=st.none() | st.integers(1, 10**12),
+        shadow=st.lists(st.sampled_from(SHADOWS[:4]), unique=True).map(tuple),
+        kind=st.sampled_from(Kind),
+        filter_mode=st.none() | st.sampled_from(FilterMode),
+        risk_thresholds=st.dictionaries(
+            st.from_regex(CATEGORY, fullmatch=True), st.floats(0, 1), max_size=9
+        ).map(lambda thresholds: tuple(thresholds.items())),
+        retention_days=st.integers(1, 36_500),
+        remote_image_hosts=st.lists(st.sampled_from(["a.example", "b.example"]), unique=True).map(tuple),
+        console_origins=st.lists(
+            st.sampled_from(["https://a.example", "https://b.example:8443"]), unique=True
+        ).map(tuple),
+        allowed_models=st.lists(st.sampled_from(["a", "b/c", "模型"]), unique=True).map(tuple),
     )
 )
 def test_every_policy_reads_back_equal(policy: Policy) -> None:
@@ -89,6 +103,38 @@ def test_other_json_is_refused(text: str) -> None:
         {"isolation": "isolated"},
         {"allowed_models": ["a"]},
         {"allowed_models": ("",)},
+        {"allowed_models": ("a", "a")},
+        {"tokens_per_minute": 0},
+        {"tokens_per_minute": 60_000_001},
+        {"token_burst": 0},
+        {"requests_per_month": 0},
+        {"tokens_per_month": 10**12 + 1},
+        {"shadow": ("documents",)},
+        {"shadow": ("requests_month",)},  # there is no such limit to shadow
+        {"group": "acme"},  # a group without pooled
+        {"isolation": Isolation.DEDICATED, "group": "acme"},
+        {"isolation": Isolation.POOLED},
+        {"isolation": Isolation.POOLED, "group": "Not A Label"},
+        {"kind": "default"},
+        {"filter_mode": "strict"},
+        {"risk_thresholds": (("adult", 1.1),)},
+        {"risk_thresholds": (("adult", float("nan")),)},
+        {"risk_thresholds": (("adult", True),)},
+        {"risk_thresholds": (("Adult", 0.5),)},
+        {"risk_thresholds": (("adult", 0.5), ("adult", 0.6))},
+        {"risk_thresholds": {"adult": 0.5}},
+        {"retention_days": 0},
+        {"remote_images": True},  # from nowhere
+        {"remote_images": True, "remote_image_hosts": ("a.example",), "images_per_request": 0},
+        {"remote_image_hosts": ("127.0.0.1",)},
+        {"remote_image_hosts": ("localhost",)},
+        {"remote_image_hosts": ("A.example",)},
+        {"remote_image_hosts": ("a.example/x",)},
+        {"remote_image_hosts": ("a." * 127 + "example",)},
+        {"console_origins": ("http://a.example",)},
+        {"console_origins": ("https://a.example/",)},
+        {"console_origins": ("https://user@a.example",)},
+        {"console_origins": ("*",)},
     ],
 )
 def test_a_contradictory_policy_is_refused(change: dict[str, Any]) -> None:
@@ -104,3 +150,54 @@ def test_only_named_models_are_allowed_once_any_is_named() -> None:
     policy = Policy(allowed_models=("lychee",))
     assert policy.allows_model("lychee")
     assert not policy.allows_model("other")
+
+
+def test_every_fault_is_told_and_not_the_first_one_alone() -> None:
+    text = b'{"requests_per_minute": 0, "kind": "other", "nonsense": 1, "keep_warm": "yes", "shadow": ["x"]}'
+    with pytest.raises(InvalidPolicy) as caught:
+        Policy.from_json(text)
+    fields = [fault.field for fault in caught.value.faults]
+    assert sorted(fields) == ["keep_warm", "kind", "nonsense", "requests_per_minute", "shadow"]
+    assert all(str(fault) in str(caught.value) for fault in caught.value.faults)
+
+
+def test_every_contradiction_is_told() -> None:
+    with pytest.raises(InvalidPolicy) as caught:
+        Policy(images_per_minute=1, isolation=Isolation.POOLED, remote_images=True, shadow=("tokens_month",))
+    assert [fault.field for fault in caught.value.faults] == [
+        "images_per_request",
+        "group",
+        "remote_image_hosts",
+        "shadow",
+    ]
+
+
+def test_a_shadowed_limit_contradicts_nothing() -> None:
+    assert Policy(images_per_minute=1, shadow=("images",)).images_per_request == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "threshold"),
+    [
+        ("enterprise", FilterMode.STRICT, 0.3),
+        ("education", FilterMode.MODERATE, 0.6),
+        ("research", FilterMode.LENIENT, 0.8),
+        ("default", FilterMode.MODERATE, 0.6),
+    ],
+)
+def test_the_kind_recommends_a_mode_and_the_policy_decides(
+    kind: str, mode: FilterMode, threshold: float
+) -> None:
+    policy = Policy.from_json(orjson.dumps({"kind": kind}))
+    assert policy.mode is mode
+    assert policy.threshold("adult") == threshold
+    own = dataclasses.replace(policy, filter_mode=FilterMode.STRICT, risk_thresholds=(("adult", 0.45),))
+    assert own.mode is FilterMode.STRICT
+    assert (own.threshold("adult"), own.threshold("hate")) == (0.45, 0.3)
+
+
+def test_thresholds_are_an_object_in_json_and_in_order_inside() -> None:
+    policy = Policy.from_json('{"risk_thresholds": {"hate": 0.2, "adult": 1}}')
+    assert policy.risk_thresholds == (("adult", 1.0), ("hate", 0.2))
+    assert orjson.loads(policy.to_json())["risk_thresholds"] == {"adult": 1, "hate": 0.2}
+    assert hash(policy) == hash(Policy.from_json(policy.to_json()))
