@@ -106,13 +106,13 @@ class Lifecycle:
 
     async def halted(
         self, tenants: Sequence[str], key_ids: Sequence[str]
-    ) -> tuple[frozenset[str], frozenset[str]]:
+    ) -> tuple[frozenset[TenantId], frozenset[str]]:
         """Which of these tenants (contained, deleted or gone) and keys (contained) must not run. One statement."""
         rows = await self._database.call(
             "select * from pericarp.halted($1, $2)", [UUID(tenant) for tenant in tenants], list(key_ids)
         )
         return (
-            frozenset(str(row["tenant_id"]) for row in rows if not row["key_id"]),
+            frozenset(TenantId(UUID(int=row["tenant_id"].int)) for row in rows if not row["key_id"]),
             frozenset(row["key_id"] for row in rows if row["key_id"]),
         )
 

@@ -157,6 +157,7 @@ def problem(trouble: Trouble, exchange: Exchange) -> Response:
         "limit": trouble.limit,
         "reason": trouble.reason,
         "violated-policies": list(trouble.violated) or None,
+        "errors": [{"field": fault.field, "detail": fault.why} for fault in trouble.faults] or None,
     }
     headers = dict(trouble.headers)
     if trouble.retry_after_s is not None:

@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 
 from models import Job, ModelCard
-from service.errors import DeadlineExceeded, Overloaded, WorkerLost
+from service.errors import Contained, DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet import replies
 from service.fleet.messages import Assign, Cancel, EndSession, ScoreReply, ScoreRequest
 from service.fleet.router import Scored, Ticket, WorkerState
@@ -170,6 +170,9 @@ class LocalFleet:
     async def end_session(self, tenant: str, session: str) -> None:
         self._post(partial(self._end_session, tenant, session))
 
+    async def expel(self, tenant: str) -> None:
+        self._post(partial(self._expel, tenant))
+
     # From here on everything is the dispatcher's. What takes time runs in a task that ends with an event.
 
     async def _dispatch(self) -> None:
@@ -227,7 +230,7 @@ class LocalFleet:
             spare = next(iter(self._seating.spares()), None)
             if spare is None:
                 return
-            spare.tenant, spare.used_s = tenant, now
+            spare.tenant, spare.used_s, spare.since_s = tenant, now, now
             self._run(_tell(spare.child, Assign(tenant)), self._work)
 
     def _start_wanted(self, now: float) -> None:
@@ -290,6 +293,15 @@ class LocalFleet:
                 ticket.session = None
         if seat is not None:
             self._run(_tell(seat.child, EndSession(session)), self._work)
+
+    def _expel(self, tenant: str) -> None:
+        """Jobs that only share the worker go back to the line when it is lost, as after any other death."""
+        line, seat = self._seating.lines.get(tenant, ()), self._seating.seat(tenant)
+        for ticket in (*line, *(seat.tickets if seat is not None else ())):
+            if ticket.tenant == tenant:
+                ticket.fail(Contained())
+        if seat is not None:
+            seat.child.kill("its tenant is contained")
 
     def _welcome(self, child: Child) -> None:
         seat = Seat(child)

@@ -43,6 +43,8 @@ class Seat:
     tickets: list[Ticket] = field(default_factory=list)
     """What the worker has and has not answered, in the order of sending."""
     jobs: int = 0
+    since_s: float = field(default_factory=time.monotonic)
+    """When it was given to its tenant, or became ready as a spare."""
     used_s: float = field(default_factory=time.monotonic)
     """When it was given to its tenant, began to work after a rest, or last answered."""
     sent_s: float = 0.0
@@ -107,6 +109,7 @@ class Seat:
             jobs=self.jobs,
             idle_s=0.0 if self.tickets else now - self.used_s,
             compilations=self.compilations,
+            age_s=now - self.since_s,
         )
 
 

@@ -32,6 +32,8 @@ ACTIONS = frozenset(
         "hold_orphaned",
         "session_expired",
         "sweep_failed",
+        "contained",
+        "tenant_purged",
         "sandbox",
     }
 )
