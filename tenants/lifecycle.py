@@ -16,8 +16,9 @@ from sqlalchemy import func, select, text, update
 
 from tenants import tables
 from tenants.access import TenantId
-from tenants.directory import Key, Tenant, read_key, read_tenant
+from tenants.directory import Tenant, read_tenant
 from tenants.errors import KeyNotFound, TenantNotFound
+from tenants.keys import Key, read_key
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.dml import ReturningUpdate

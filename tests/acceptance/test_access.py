@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import make_url
 
 from tenants import embedded
-from tenants.access import checksum, make_key, parse_key
+from tenants.key_text import checksum, make_key, parse_key
 from tests.acceptance.service_process import Service, Tenant, found
 from tests.conftest import BODY_LIMIT_BYTES
 
