@@ -25,9 +25,12 @@ from tenants.database import Database, migrate
 from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.keys import Keys
+from tenants.lifecycle import Lifecycle
 from tenants.policy import Policy
+from tenants.presence import Presences
 from tenants.provisioning import Urls, provision
 from tenants.quotas import Quotas
+from tenants.repeats import Repeats
 from tenants.sessions import Sessions
 
 TEMPLATE = "pericarp"
@@ -153,6 +156,21 @@ def quotas(database: Database) -> Quotas:
 @pytest.fixture
 def sessions(database: Database) -> Sessions:
     return Sessions(database)
+
+
+@pytest.fixture
+def lifecycle(database: Database) -> Lifecycle:
+    return Lifecycle(database)
+
+
+@pytest.fixture
+def presences(database: Database) -> Presences:
+    return Presences(database)
+
+
+@pytest.fixture
+def repeats(database: Database, installation_secrets: Secrets) -> Repeats:
+    return Repeats(database, master_key=installation_secrets.master_key)
 
 
 MakeCaller = Callable[..., Awaitable[Caller]]

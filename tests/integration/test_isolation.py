@@ -21,7 +21,9 @@ from tenants.directory import Directory
 from tenants.errors import KeyNotFound, QuotaExceeded, SessionNotFound
 from tenants.keys import Key
 from tenants.policy import Policy
+from tenants.presence import Presence, Presences
 from tenants.quotas import Hold, Quotas
+from tenants.repeats import Kept, Repeats
 from tenants.sessions import Session, Sessions, make_session_id
 from tenants.tables import metadata
 from tests.integration.conftest import MakeCaller
@@ -48,6 +50,8 @@ async def residents(
     audit: Audit,
     sessions: Sessions,
     denials: Denials,
+    presences: Presences,
+    repeats: Repeats,
     make_caller: MakeCaller,
 ) -> AsyncIterator[tuple[Resident, Resident]]:
     async def settle_in() -> Resident:
@@ -58,6 +62,8 @@ async def residents(
         session, receipt = await sessions.open(caller, session_id, opening)
         hold = await quotas.hold(caller, str(uuid.uuid4()), images=1)
         await denials.deny(caller.tenant, "jwt:test", str(uuid.uuid4()))
+        await presences.report(uuid.uuid4(), [Presence(str(caller.tenant), 1, 0, 0, 0.0)])
+        await repeats.keep(caller.tenant, caller.key_id, "once", bytes(32), Kept(b"{}", None))
         return Resident(caller, key, hold, receipt, session)
 
     first, second = await settle_in(), await settle_in()
@@ -212,7 +218,7 @@ def test_tenant_ids_are_minted_in_three_places() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "TenantId"
     }
-    assert minted == {"tenants/access.py", "tenants/directory.py", "tenants/keys.py"}
+    assert minted == {"tenants/access.py", "tenants/directory.py", "tenants/lifecycle.py", "tenants/keys.py"}
 
 
 def test_only_the_database_module_commits() -> None:
