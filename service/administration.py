@@ -7,19 +7,25 @@ Every change is one transaction with its entry. Who may do what, the callers of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from tenants.policies import Setter
+
 from service.deeds import GATEWAY, Actor, Deed, Deeds
 from tenants.key_limits import NO_LIMITS, KeyLimits
+from tenants.policy import Policy
 
 if TYPE_CHECKING:
-    from tenants.keys import Changes, Key, Keys
+    from tenants.ceiling import Ceiling
+    from tenants.policies import CeilingVersion, PolicyVersion
 
+    from service.present_use import PresentUse
     from tenants.access import Caller, Role, Scope, TenantId
     from tenants.directory import Directory, Tenant
+    from tenants.keys import Changes, Key, Keys
     from tenants.lifecycle import Lifecycle
-    from tenants.policy import Policy
     from tenants.sessions import Sessions
 
 DEFAULT_GRACE_DAYS = 30
@@ -37,19 +43,21 @@ class Administration:
         lifecycle: Lifecycle,
         keys: Keys,
         sessions: Sessions,
+        use: PresentUse,
     ) -> None:
         self._deeds = deeds
         self._directory = directory
         self._lifecycle = lifecycle
         self._keys = keys
         self._sessions = sessions
+        self._use = use
 
     # -- tenants ------------------------------------------------------------------------------------------------
 
     async def create_tenant(self, actor: Actor, name: str, policy: Policy | None = None) -> Tenant:
-        """A new tenant. Raises `InvalidName`, `TenantExists`."""
+        """A new tenant. Raises `InvalidName`, `TenantExists`, `InvalidPolicy`."""
         async with self._deeds.deed(actor, "tenant_create", status=201) as deed:
-            tenant = await self._directory.create_tenant(name, policy)
+            tenant = await self._directory.create_tenant(name, policy, by=_setter(actor))
             deed.tenant, deed.details = tenant.id, {"name": name}
         return tenant
 
@@ -97,6 +105,50 @@ class Administration:
                     told(tenant, removed)
         return purged
 
+    # -- policies -----------------------------------------------------------------------------------------------
+
+    async def change_policy(
+        self, actor: Actor, tenant: Tenant, policy: Policy, *, expected: int | None = None
+    ) -> tuple[PolicyVersion, tuple[str, ...]]:
+        """Put a policy in force, and tell what of the present use is above it.
+
+        Raises `InvalidPolicy`, `PolicyChanged`, `TenantNotFound`; nothing has changed then.
+        """
+        before = await self._directory.policies.current(tenant.id)
+        async with self._deeds.deed(actor, "policy_change", tenant=tenant.id) as deed:
+            version = await self._directory.policies.set(
+                tenant.id, policy, by=_setter(actor), expected=expected
+            )
+            deed.details = {
+                "version": version.version,
+                "changed": [
+                    field.name
+                    for field in fields(Policy)
+                    if getattr(policy, field.name) != getattr(before.policy, field.name)
+                ],
+            }
+        return version, await self._use.above(tenant, before.policy, policy)
+
+    async def set_ceiling(
+        self,
+        actor: Actor,
+        tenant: TenantId,
+        ceiling: Ceiling,
+        *,
+        expected: int | None = None,
+    ) -> tuple[CeilingVersion, tuple[TenantId, ...]]:
+        """Set a tenant's ceiling, or the installation's, and lower the policies above it; whose they were.
+
+        The entry of the installation's stands in its own log, under the nil id. Raises `InvalidPolicy`,
+        `PolicyChanged`, `TenantNotFound`.
+        """
+        async with self._deeds.deed(actor, "ceiling_change", tenant=tenant) as deed:
+            version, lowered = await self._directory.policies.set_ceiling(
+                ceiling, tenant=tenant, by=_setter(actor), expected=expected
+            )
+            deed.details = {"version": version.version, "lowered": [str(each) for each in lowered]}
+        return version, lowered
+
     # -- keys ---------------------------------------------------------------------------------------------------
 
     async def create_key(
@@ -137,7 +189,7 @@ class Administration:
         """Change a key's name, expiry, scopes, addresses or limits. Raises what `Keys.change` raises."""
         async with self._deeds.deed(actor, "key_change", tenant=tenant) as deed:
             key = await self._keys.change(tenant, key_id, changes, creator=creator)
-            deed.details = {"key": key_id, "changed": list(changes.changed)}
+            deed.details = {"key": key_id, "changed": _changed(changes)}
         return key
 
     async def rotate_key(
@@ -161,3 +213,16 @@ class Administration:
         deed = Deed(tenant, session=session_id)
         entry = await self._deeds.entry(actor, "session_close", deed, status=204)
         actor.receipt = str(await self._sessions.close(tenant, session_id, entry))
+
+
+def _setter(actor: Actor) -> Setter:
+    return Setter(actor.role, actor.key_id)
+
+
+def _changed(changes: Changes) -> list[str]:
+    names = [
+        field.name
+        for field in fields(changes)
+        if field.name != "never_expires" and getattr(changes, field.name) is not None
+    ]
+    return sorted({*names, "expires_at"}) if changes.never_expires else sorted(names)

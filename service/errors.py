@@ -8,7 +8,6 @@
     │   └── Contained       an administrator stopped the key or its tenant while the request was under way
     ├── NotFound            no such path or object
     ├── PreconditionMissing a change that must name the version that it changes
-    ├── PreconditionFailed  somebody else changed it meanwhile
     ├── ModelUnknown        the request names a model that is not served
     ├── NotReady            no worker has scored its warm-up yet, or the database does not answer
     ├── MethodNotAllowed
@@ -105,10 +104,6 @@ class PreconditionMissing(ServiceError):
     """This change must name the version that it changes, in If-Match."""
 
 
-class PreconditionFailed(ServiceError):
-    """Somebody else has changed it meanwhile; read it again."""
-
-
 class Contained(Forbidden):
     """This key, or its tenant, was stopped."""
 
@@ -199,7 +194,6 @@ TABLE: dict[type[Exception], Meaning] = {
     InvalidName: Meaning(422, "invalid_name"),
     InvalidPolicy: Meaning(422, "invalid_policy"),
     PreconditionMissing: Meaning(428, "precondition_missing"),
-    PreconditionFailed: Meaning(412, "precondition_failed"),
     RepeatDiffers: Meaning(422, "idempotency_key_reused"),
     RepeatUnderWay: Meaning(409, "request_under_way"),
     MethodNotAllowed: Meaning(405, "method_not_allowed"),

@@ -15,11 +15,13 @@ from tenants.access import Role, Scope
 from tenants.errors import Fault
 
 if TYPE_CHECKING:
+    from tenants.policies import Policies
     from tenants.usage import DayUse
 
     from service.administration import Administration
     from service.api.admin.entrance import Entrance
     from service.bindings import Bindings
+    from service.present_use import PresentUse
     from tenants.presence import Presences, ToldWorker
     from tenants.sessions import Session, Sessions
 
@@ -32,6 +34,8 @@ def build_live_router(
     *,
     entrance: Entrance,
     administration: Administration,
+    policies: Policies,
+    use: PresentUse,
     sessions: Sessions,
     bindings: Bindings,
     presences: Presences,
@@ -61,15 +65,16 @@ def build_live_router(
         """Newest day first. What a request used is counted once it has ended; a refused request used nothing."""
         tenant = await entrance.tenant(request, tenant_id, Scope.USAGE)
         position = read_cursor(cursor, "usage", 2)
-        until = until or await administration.today(tenant.id)
+        until = until or await use.today(tenant.id)
         since = since or until - timedelta(days=30)
         if since > until or until - since > timedelta(days=LONGEST_DAYS):
             raise refuse(
                 (Fault("since", f"must be at most {LONGEST_DAYS} days before until, and not after it"),)
             )
+        policy = (await policies.current(tenant.id)).policy
         listed = [
             each
-            for each in await administration.usage(tenant, since=since, until=until, key_id=key_id)
+            for each in await use.by_day(tenant, policy, since=since, until=until, key_id=key_id)
             if position is None or _is_behind(each.day.isoformat(), each.key_id, position)
         ]
         told = page(

@@ -8,13 +8,13 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from tenants.ceiling import Ceiling
-from tenants.policies import INSTALLATION
 
 from service.api.admin.described import IF_MATCH, raw_body, refusals
 from service.api.admin.entrance import Told, page, read_cursor, respond, tags, write_cursor
 from service.api.admin.shapes import CeilingAnswer, PolicyAnswer, PolicyPage
-from service.errors import BadRequest, PreconditionFailed, PreconditionMissing
-from tenants.access import Scope
+from service.errors import BadRequest, PreconditionMissing
+from tenants.access import INSTALLATION, Scope
+from tenants.errors import PolicyChanged
 from tenants.policy import Policy
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _tag(version: int) -> dict[str, str]:
 
 
 def _expected(request: Request, now: int) -> int | None:
-    """The version that the caller has seen; None where any will do. Raises `PreconditionMissing`, `…Failed`."""
+    """The version that the caller has seen; None where any will do. Raises `PreconditionMissing`, `PolicyChanged`."""
     header = request.headers.get("if-match")
     if header is None:
         raise PreconditionMissing(
@@ -242,7 +242,7 @@ def _expected(request: Request, now: int) -> int | None:
     if header.strip() == "*":
         return None
     if f'"{now}"' not in tags(header):
-        raise PreconditionFailed(f"Version {now} is in force now; read it, and send its ETag.", limit=now)
+        raise PolicyChanged(now)
     return now
 
 
