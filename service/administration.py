@@ -6,26 +6,26 @@ Every change is one transaction with its entry. Who may do what, the callers of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from tenants.policies import Setter
+import orjson
 
 from service.deeds import GATEWAY, Actor, Deed, Deeds
 from tenants.key_limits import NO_LIMITS, KeyLimits
+from tenants.policies import Setter
 from tenants.policy import Policy
 
 if TYPE_CHECKING:
-    from tenants.ceiling import Ceiling
-    from tenants.policies import CeilingVersion, PolicyVersion
-
     from service.present_use import PresentUse
     from tenants.access import Caller, Role, Scope, TenantId
+    from tenants.ceiling import Ceiling
     from tenants.directory import Directory, Tenant
     from tenants.keys import Changes, Key, Keys
     from tenants.lifecycle import Lifecycle
+    from tenants.policies import CeilingVersion, PolicyVersion
     from tenants.sessions import Sessions
 
 DEFAULT_GRACE_DAYS = 30
@@ -139,7 +139,8 @@ class Administration:
     ) -> tuple[CeilingVersion, tuple[TenantId, ...]]:
         """Set a tenant's ceiling, or the installation's, and lower the policies above it; whose they were.
 
-        The entry of the installation's stands in its own log, under the nil id. Raises `InvalidPolicy`,
+        The entry of the installation's stands in its own log, under the nil id, and one of each lowered policy in
+        that tenant's. Raises `InvalidPolicy`,
         `PolicyChanged`, `TenantNotFound`.
         """
         async with self._deeds.deed(actor, "ceiling_change", tenant=tenant) as deed:
@@ -147,6 +148,10 @@ class Administration:
                 ceiling, tenant=tenant, by=_setter(actor), expected=expected
             )
             deed.details = {"version": version.version, "lowered": [str(each) for each in lowered]}
+            for each in lowered:
+                if each != tenant:
+                    details: dict[str, object] = {"ceiling": version.version}
+                    await self._deeds.tell(actor, "policy_lower", Deed(each, details))
         return version, lowered
 
     # -- keys ---------------------------------------------------------------------------------------------------
@@ -213,6 +218,17 @@ class Administration:
         deed = Deed(tenant, session=session_id)
         entry = await self._deeds.entry(actor, "session_close", deed, status=204)
         actor.receipt = str(await self._sessions.close(tenant, session_id, entry))
+
+
+def amend(policy: Policy, changes: Mapping[str, object]) -> Policy:
+    """`policy` with some fields changed, None being the default. Raises `InvalidPolicy` with all that is wrong."""
+    sent = orjson.loads(policy.to_json())
+    for name, value in changes.items():
+        if value is None:
+            sent.pop(name, None)
+        else:
+            sent[name] = value
+    return Policy.from_json(orjson.dumps(sent))
 
 
 def _setter(actor: Actor) -> Setter:

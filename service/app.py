@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
@@ -16,24 +18,28 @@ from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, Response
 
 from service import __version__
+from service.api.admin.router import build_admin_router
+from service.api.complaints import complaints, refuse
 from service.api.door import Door
 from service.api.schemas import RerankRequest, SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
+from service.asks import Running
 from service.bindings import Bindings
+from service.containment import Enforcement
+from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
+from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, repeat, tidy
 from service.ledger import Ledger
 from service.rerank import Rerank
 from service.screening import ImageLimits
 from service.screening.pool import Screen
 from service.watch.logs import get_logger, where_it_broke
 from tenants.access import Access
-from tenants.audit import Audit
 from tenants.database import Database
 from tenants.errors import DatabaseUnavailable
 from tenants.quotas import Quotas
-from tenants.sessions import Sessions
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -63,9 +69,9 @@ def create_app(
     """
     database = Database(installation.app_url)
     access = Access(database, pepper=installation.pepper)
-    audit = Audit(database, master_key=installation.master_key)
-    quotas = Quotas(database)
-    sessions = Sessions(database)
+    desk = build_desk(database, installation)
+    audit, quotas, sessions = desk.audit, desk.quotas, desk.sessions
+    running = Running()
     ledger = Ledger(
         quotas=quotas,
         sessions=sessions,
@@ -103,6 +109,20 @@ def create_app(
         ledger=ledger, screen=screen, fleet=serving, bindings=bindings, deadline_s=settings.deadline_s
     )
 
+    enforcement = Enforcement(
+        deeds=desk.deeds,
+        lifecycle=desk.lifecycle,
+        presences=desk.presences,
+        audit=audit,
+        fleet=serving,
+        running=running,
+    )
+    chores = (
+        (ENFORCE_EVERY_S, enforcement.enforce),
+        (REPORT_EVERY_S, enforcement.report),
+        (TIDY_EVERY_S, partial(tidy, desk.administration, desk.repeats)),
+    )
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
@@ -111,9 +131,10 @@ def create_app(
             await serving.start()
             reaper = asyncio.create_task(_reap(quotas), name="reaper")
             sweeper = asyncio.create_task(_sweep(bindings), name="sweeper")
+            doing = [asyncio.create_task(repeat(every_s, work)) for every_s, work in chores]
             yield
-            reaper.cancel()
-            sweeper.cancel()
+            for task in (reaper, sweeper, *doing):
+                task.cancel()
         finally:
             await serving.close()
             await screen.close()
@@ -127,9 +148,15 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         middleware=[
-            Middleware(Door, access=access, ledger=ledger, body_limit_bytes=settings.body_limit_bytes),
+            Middleware(
+                Door,
+                access=access,
+                ledger=ledger,
+                running=running,
+                body_limit_bytes=settings.body_limit_bytes,
+            ),
         ],
-        exception_handlers={HTTPException: _translate},
+        exception_handlers={HTTPException: _translate, RequestValidationError: _translate_parameters},
     )
     app.include_router(
         build_router(
@@ -144,6 +171,11 @@ def create_app(
     app.include_router(
         build_sessions_router(
             ledger=ledger, sessions=sessions, bindings=bindings, deadline_s=settings.deadline_s
+        )
+    )
+    app.include_router(
+        build_admin_router(
+            desk=desk, enforcement=enforcement, bindings=bindings, deadline_s=settings.deadline_s
         )
     )
     _document(app)
@@ -198,6 +230,12 @@ async def _translate(_request: Request, exc: Exception) -> Response:
     raise BadRequest("The request cannot be read.") from None
 
 
+async def _translate_parameters(_request: Request, exc: Exception) -> Response:
+    """What the framework found wrong with a query, in our words: every parameter, and why."""
+    assert isinstance(exc, RequestValidationError)
+    raise refuse(complaints(exc.errors(), skip=1)) from None
+
+
 def _document(app: FastAPI) -> None:
     """The OpenAPI page, whole and offline: Swagger UI's files come from a package, not from a CDN."""
     static = files("fastapi_offline") / "static"
@@ -208,7 +246,7 @@ def _document(app: FastAPI) -> None:
             components = schema.setdefault("components", {})
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
-            for model in (RerankRequest, SessionRequest):
+            for model in (RerankRequest, SessionRequest, *shapes.BODIES):
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {

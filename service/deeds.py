@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tenants.access import INSTALLATION
 from tenants.audit import Decision, Entry
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class Deeds:
                 entry = await self.entry(actor, operation, done, status=status)
                 actor.receipt = str(await self._audit.append(done.tenant, entry))
 
+    async def tell(self, actor: Actor, operation: str, deed: Deed) -> None:
+        """One entry more, of what the deed around this did to another tenant."""
+        assert deed.tenant is not None, "a deed is about a tenant"
+        await self._audit.append(deed.tenant, await self.entry(actor, operation, deed))
+
     async def entry(
         self,
         actor: Actor,
@@ -112,5 +118,7 @@ class Deeds:
         )
 
     async def _client(self, tenant: TenantId, address: str) -> str:
-        """The address under the tenant's own key."""
-        return (await self._audit.fingerprints(tenant)).address(address) if address else ""
+        """The address under the tenant's own key; the installation's log has none."""
+        if not address or tenant == INSTALLATION:
+            return ""
+        return (await self._audit.fingerprints(tenant)).address(address)

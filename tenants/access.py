@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tenants.database import Database
 
 TenantId = NewType("TenantId", UUID)
+INSTALLATION = TenantId(UUID(int=0))
+"""Whose rows are the installation's own. No tenant has it: a tenant's id is random."""
 
 
 class Role(StrEnum):

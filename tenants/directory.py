@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import orjson
-from sqlalchemy import Text, cast, func, insert, select, text, update
+from sqlalchemy import func, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
 from tenants import sealing, tables
 from tenants.access import Role, TenantId
 from tenants.errors import InvalidName, TenantExists, TenantNotFound
 from tenants.keys import Key, Keys
+from tenants.policies import Policies, Setter
 from tenants.policy import Policy
 
 if TYPE_CHECKING:
@@ -60,25 +60,31 @@ class Directory:
         self.keys = Keys(database, pepper=pepper)
         self._database = database
         self._master_key = master_key
+        self.policies = Policies(database, self)
 
-    async def create_tenant(self, name: str, policy: Policy | None = None) -> Tenant:
-        """A new tenant with its policy and its own audit key. Raises `InvalidName`, `TenantExists`."""
+    async def create_tenant(
+        self, name: str, policy: Policy | None = None, *, by: Setter | None = None
+    ) -> Tenant:
+        """A new tenant with its policy and its own audit key.
+
+        Without a `policy` it has the default one, as far as the installation's ceiling allows that. Raises
+        `InvalidName`, `TenantExists`, `InvalidPolicy`.
+        """
         if TENANT_NAME.fullmatch(name) is None:
             raise InvalidName("a tenant's name is 1 to 63 of a-z, 0-9 and inner hyphens")
         tenant = TenantId(uuid.uuid4())
         wrapped = sealing.seal(self._master_key, tenant, secrets.token_bytes(AUDIT_KEY_BYTES))
         try:
-            async with self._database.transaction(tenant) as connection:
-                row = (
-                    await connection.execute(
-                        insert(tables.tenant)
-                        .values(id=tenant, name=name, audit_key=wrapped)
-                        .returning(tables.tenant.c.created_at)
-                    )
-                ).one()
-                await connection.execute(
-                    insert(tables.policy).values(tenant_id=tenant, version=1, body=_json(policy or Policy()))
-                )
+            async with self._database.together():
+                async with self._database.transaction(tenant) as connection:
+                    row = (
+                        await connection.execute(
+                            insert(tables.tenant)
+                            .values(id=tenant, name=name, audit_key=wrapped)
+                            .returning(tables.tenant.c.created_at)
+                        )
+                    ).one()
+                await self.policies.set_first(tenant, policy, by=by)
         except IntegrityError as exc:
             raise TenantExists from exc
         return Tenant(tenant, name, row.created_at, None)
@@ -116,36 +122,11 @@ class Directory:
 
     async def find_policy(self, tenant: TenantId) -> Policy:
         """The policy in force. Raises `TenantNotFound`."""
-        columns = tables.policy.c
-        async with self._database.transaction(tenant) as connection:
-            body = await connection.scalar(
-                select(cast(columns.body, Text))
-                .where(columns.tenant_id == tenant)
-                .order_by(columns.version.desc())
-                .limit(1)
-            )
-        if body is None:
-            raise TenantNotFound
-        return Policy.from_json(body)
+        return (await self.policies.current(tenant)).policy
 
     async def set_policy(self, tenant: TenantId, policy: Policy) -> int:
-        """Put `policy` in force from the next request on; its version. Earlier ones are kept."""
-        columns = tables.policy.c
-        async with self._database.transaction(tenant) as connection:
-            # The tenant's row is the lock: two who set a policy at once take versions one after the other.
-            locked = await connection.scalar(
-                select(tables.tenant.c.id).where(tables.tenant.c.id == tenant).with_for_update()
-            )
-            if locked is None:
-                raise TenantNotFound
-            latest = await connection.scalar(
-                select(func.max(columns.version)).where(columns.tenant_id == tenant)
-            )
-            version = (latest or 0) + 1
-            await connection.execute(
-                insert(tables.policy).values(tenant_id=tenant, version=version, body=_json(policy))
-            )
-        return version
+        """Put `policy` in force from the next request on, as the operator; its version. Earlier ones are kept."""
+        return (await self.policies.set(tenant, policy)).version
 
     async def create_key(
         self, tenant: TenantId, role: Role, *, name: str | None = None, expires_at: datetime | None = None
@@ -190,8 +171,3 @@ def read_tenant(row: Any) -> Tenant:
         row.deleted_at,
         row.purge_after,
     )
-
-
-def _json(policy: Policy) -> Any:
-    """For a jsonb column, which takes the value and not its text."""
-    return orjson.loads(policy.to_json())

@@ -15,6 +15,7 @@
     ├── InvalidKeyLimits        a key's limits that are none, or above its tenant's
     ├── InvalidKeyRights        scopes or addresses that a key cannot have, or that its creator lacks
     ├── RotationRefused         two secrets are live already, or the key is over
+    ├── PolicyChanged           a policy or ceiling that is not the one that the caller has seen
     ├── QuotaExceeded           a limit is used up; come back after `retry_after_s`
     ├── RequestTooCostly        costs more than the limit lets through at once: waiting does not help
     ├── EntryInvalid            the bytes are not an entry of the log
@@ -122,6 +123,15 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.field}: {self.why}" if self.field else self.why
+
+
+class PolicyChanged(TenancyError):
+    """Somebody else has changed the policy meanwhile; read it again."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__()
+        self.version = version
+        """The one in force."""
 
 
 class InvalidPolicy(TenancyError):

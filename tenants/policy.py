@@ -41,6 +41,26 @@ HOST_NAME = re.compile(rf"(?!.{{254}}){_HOST}")
 """In lower case, with a dot, its last label beginning with a letter: neither an address nor this host itself."""
 ORIGIN = re.compile(rf"(?!.{{270}})https://{_HOST}(?::[1-9][0-9]{{0,4}})?")
 
+RANGES = {
+    "requests_per_minute": (1, MOST_PER_MINUTE),
+    "images_per_minute": (1, MOST_PER_MINUTE),
+    "tokens_per_minute": (1, MOST_TOKENS_PER_MINUTE),
+    "concurrent_requests": (1, MOST_CONCURRENT),
+    "text_length": (1, MOST_TEXT_LENGTH),
+    "documents_per_request": (1, MOST_DOCUMENTS),
+    "images_per_request": (0, MOST_DOCUMENTS + 1),
+    "sessions": (0, MOST_SESSIONS),
+    "retention_days": (1, MOST_RETENTION_DAYS),
+}
+"""The least and the most of each limit that is a whole number."""
+OPTIONAL_RANGES = {
+    "request_burst": MOST_PER_MINUTE,
+    "image_burst": MOST_PER_MINUTE,
+    "token_burst": MOST_TOKENS_PER_MINUTE,
+    "requests_per_month": MOST_PER_MONTH,
+    "tokens_per_month": MOST_PER_MONTH,
+}
+"""The most of each that may be unset."""
 SHADOWS = ("requests", "images", "tokens", "concurrency", "requests_month", "tokens_month")
 """The limits that can count without denying."""
 
@@ -185,28 +205,12 @@ def _faults(policy: Policy) -> Iterator[Fault]:
 
 
 def _faults_alone(policy: Policy) -> Iterator[Fault]:
-    for name, least, most in (
-        ("requests_per_minute", 1, MOST_PER_MINUTE),
-        ("images_per_minute", 1, MOST_PER_MINUTE),
-        ("tokens_per_minute", 1, MOST_TOKENS_PER_MINUTE),
-        ("concurrent_requests", 1, MOST_CONCURRENT),
-        ("text_length", 1, MOST_TEXT_LENGTH),
-        ("documents_per_request", 1, MOST_DOCUMENTS),
-        ("images_per_request", 0, MOST_DOCUMENTS + 1),
-        ("sessions", 0, MOST_SESSIONS),
-        ("retention_days", 1, MOST_RETENTION_DAYS),
-    ):
-        if not _is_whole(getattr(policy, name), least, most):
+    for name, (least, most) in RANGES.items():
+        if not is_whole(getattr(policy, name), least, most):
             yield Fault(name, f"must be a whole number from {least} to {most}")
-    for name, most in (
-        ("request_burst", MOST_PER_MINUTE),
-        ("image_burst", MOST_PER_MINUTE),
-        ("token_burst", MOST_TOKENS_PER_MINUTE),
-        ("requests_per_month", MOST_PER_MONTH),
-        ("tokens_per_month", MOST_PER_MONTH),
-    ):
+    for name, most in OPTIONAL_RANGES.items():
         value = getattr(policy, name)
-        if value is not None and not _is_whole(value, 1, most):
+        if value is not None and not is_whole(value, 1, most):
             yield Fault(name, f"must be null or a whole number from 1 to {most}")
     for name in ("keep_warm", "remote_images"):
         if not isinstance(getattr(policy, name), bool):
@@ -250,7 +254,8 @@ def _contradictions(policy: Policy) -> Iterator[Fault]:
             yield Fault("shadow", f"names {shadow}, but {limit} is not set")
 
 
-def _is_whole(value: object, least: int, most: int) -> bool:
+def is_whole(value: object, least: int, most: int) -> bool:
+    """A whole number in this range, which true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 

@@ -61,8 +61,23 @@ policy = Table(
     Column("version", Integer, nullable=False),
     _time("created_at", default=True),
     Column("body", JSONB, nullable=False),
+    Column("set_by", Text, nullable=False, server_default=text("''")),
+    Column("set_role", Text, nullable=False, server_default=text("'operator'")),
     PrimaryKeyConstraint("tenant_id", "version", name="policy_pkey"),
     CheckConstraint("version > 0", name="policy_version_check"),
+)
+
+ceiling = Table(
+    "ceiling",
+    metadata,
+    Column("tenant_id", UUID, nullable=False),
+    Column("version", Integer, nullable=False),
+    _time("created_at", default=True),
+    Column("set_by", Text, nullable=False),
+    Column("set_role", Text, nullable=False),
+    Column("body", JSONB, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "version", name="ceiling_pkey"),
+    CheckConstraint("version > 0", name="ceiling_version_check"),
 )
 
 key = Table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from service.errors import BadRequest
 from tenants.errors import Fault
 
 REPEATED_CHARACTERS = 80
@@ -15,6 +16,14 @@ MOST_FAULTS = 50
 def complaints(errors: Iterable[Mapping[str, Any]], *, skip: int = 0) -> tuple[Fault, ...]:
     """Pydantic's errors as faults, at most `MOST_FAULTS`. The first `skip` steps of a field's place are ours."""
     return tuple(_fault(error, skip) for error in list(errors)[:MOST_FAULTS])
+
+
+def refuse(faults: tuple[Fault, ...]) -> BadRequest:
+    """One complaint of several."""
+    detail = f"{faults[0].field or 'The body'}: {faults[0].why}."
+    if len(faults) > 1:
+        detail = f"{len(faults)} things are wrong; `errors` has each. {detail}"
+    return BadRequest(detail, field=faults[0].field or None, faults=faults)
 
 
 def _fault(error: Mapping[str, Any], skip: int) -> Fault:

@@ -42,7 +42,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
-def print_records(title: str, columns: Sequence[str], records: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+def print_records(
+    title: str, columns: Sequence[str], records: Sequence[dict[str, Any]], *, as_json: bool
+) -> None:
     """Several records: some columns for people, all fields for machines."""
     if as_json:
         print_json(records)

@@ -31,14 +31,18 @@ COLUMNS = ["id", "role", "name", "created_at", "last_used_at", "expires_at", "co
 Limits = Annotated[
     list[str] | None,
     typer.Option(
-        "--limit", metavar="NAME=VALUE", help="A limit of its own, below the tenant's: requests_per_minute=60."
+        "--limit",
+        metavar="NAME=VALUE",
+        help="A limit of its own, below the tenant's: requests_per_minute=60.",
     ),
 ]
 Networks = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="NETWORK", help="Let it in from there alone: 203.0.113.0/24."),
 ]
-Scopes = Annotated[list[Scope] | None, typer.Option("--scope", help="A right; all of the role's if left out.")]
+Scopes = Annotated[
+    list[Scope] | None, typer.Option("--scope", help="A right; all of the role's if left out.")
+]
 
 
 @app.command("create")
@@ -127,7 +131,9 @@ def change_limits(
     key_id: KeyId,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[LIMIT=VALUE]...", help="For example requests_per_minute=60; LIMIT=null ends one."),
+        typer.Argument(
+            metavar="[LIMIT=VALUE]...", help="For example requests_per_minute=60; LIMIT=null ends one."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

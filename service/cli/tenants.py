@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 
-from service.administration import DEFAULT_GRACE_DAYS
+from service.administration import DEFAULT_GRACE_DAYS, amend
 from service.cli.console import (
     JsonFlag,
     TenantName,
@@ -27,7 +25,7 @@ from tenants.ceiling import Ceiling
 from tenants.directory import Tenant
 from tenants.lifecycle import LONGEST_GRACE
 from tenants.policies import CeilingVersion, PolicyVersion
-from tenants.policy import Policy, amended
+from tenants.policy import Policy
 
 app = typer.Typer(
     help="Tenants: make them, change what they may do, suspend and delete them.", no_args_is_help=True
@@ -92,7 +90,7 @@ def change_policy(
         now = await desk.directory.policies.current(tenant.id)
         if not changes:
             return now, ()
-        policy = amended(now.policy, parse_changes(changes))
+        policy = amend(now.policy, parse_changes(changes))
         return await desk.administration.change_policy(
             operator(), tenant, policy, expected=now.version if expected is None else expected
         )
@@ -175,20 +173,26 @@ def change_ceiling(
 @app.command("suspend")
 def suspend_tenant(name: TenantName, as_json: JsonFlag = False) -> None:
     """Refuse every key of a tenant, everywhere within 2 seconds. What runs may end; `contain` stops that too."""
-    _show(_change(name, lambda desk, tenant: desk.administration.suspend(operator(), tenant.id)), as_json=as_json)
+    _show(
+        _change(name, lambda desk, tenant: desk.administration.suspend(operator(), tenant.id)),
+        as_json=as_json,
+    )
 
 
 @app.command("resume")
 def resume_tenant(name: TenantName, as_json: JsonFlag = False) -> None:
     """Let a suspended tenant in again."""
-    _show(_change(name, lambda desk, tenant: desk.administration.resume(operator(), tenant.id)), as_json=as_json)
+    _show(
+        _change(name, lambda desk, tenant: desk.administration.resume(operator(), tenant.id)), as_json=as_json
+    )
 
 
 @app.command("delete")
 def delete_tenant(
     name: TenantName,
     grace_days: Annotated[
-        int, typer.Option(min=0, max=LONGEST_GRACE.days, help="Days in which `tenant restore` brings it back.")
+        int,
+        typer.Option(min=0, max=LONGEST_GRACE.days, help="Days in which `tenant restore` brings it back."),
     ] = DEFAULT_GRACE_DAYS,
     as_json: JsonFlag = False,
 ) -> None:
@@ -207,7 +211,10 @@ def delete_tenant(
 @app.command("restore")
 def restore_tenant(name: TenantName, as_json: JsonFlag = False) -> None:
     """Undo a deletion, as long as nothing was purged."""
-    _show(_change(name, lambda desk, tenant: desk.administration.restore(operator(), tenant.id)), as_json=as_json)
+    _show(
+        _change(name, lambda desk, tenant: desk.administration.restore(operator(), tenant.id)),
+        as_json=as_json,
+    )
 
 
 @app.command("purge")

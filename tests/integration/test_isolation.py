@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tenants.access import Access, Caller, Role, TenantId
 from tenants.audit import Audit, Decision, Entry
+from tenants.ceiling import Ceiling
 from tenants.database import Database
 from tenants.denials import Denials
 from tenants.directory import Directory
@@ -57,6 +58,7 @@ async def residents(
     async def settle_in() -> Resident:
         caller = await make_caller(Policy(concurrent_requests=1))
         (key,) = await directory.list_keys(caller.tenant)
+        await directory.policies.set_ceiling(Ceiling(sessions=1000), tenant=caller.tenant)
         session_id = make_session_id()
         opening = replace(entry_for(caller, str(uuid.uuid4())), session=session_id)
         session, receipt = await sessions.open(caller, session_id, opening)
@@ -140,6 +142,7 @@ async def test_a_bound_transaction_sees_its_own_rows_alone(
     [
         "insert into pericarp.key (tenant_id, id, role, kind) values (:other, 'AAAAAAAAAAAA', 'search', 'data')",
         "insert into pericarp.policy (tenant_id, version, body) values (:other, 99, '{}')",
+        "insert into pericarp.ceiling (tenant_id, version, set_by, set_role, body) values (:other, 9, '', '', '{}')",
         "insert into pericarp.tenant (id, name) values (:other, 'taken')",
         "insert into pericarp.key_secret (tenant_id, key_id, digest, pepper_version)"
         " values (:other, 'AAAAAAAAAAAA', sha256('x'), 1)",

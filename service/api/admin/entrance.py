@@ -18,12 +18,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.complaints import complaints
+from service.api.complaints import complaints, refuse
 from service.api.requests import read_body
 from service.deeds import Actor, actor_of
 from service.errors import BadRequest, BodyTooLarge, Forbidden, NotFound
 from tenants.access import Caller, Role, Scope
-from tenants.errors import Fault, TenantNotFound
+from tenants.errors import TenantNotFound
 from tenants.repeats import IDEMPOTENCY_KEY, Kept
 
 if TYPE_CHECKING:
@@ -162,14 +162,6 @@ def parse(body: bytes, shape: type[Body]) -> Body:
         return shape.model_validate_json(body or b"{}")
     except ValidationError as exc:
         raise refuse(complaints(exc.errors(include_url=False, include_input=False))) from None
-
-
-def refuse(faults: tuple[Fault, ...]) -> BadRequest:
-    """One complaint of several."""
-    detail = f"{faults[0].field or 'The body'}: {faults[0].why}"
-    if len(faults) > 1:
-        detail = f"{len(faults)} things are wrong; `errors` has each. {detail}"
-    return BadRequest(detail, field=faults[0].field or None, faults=faults)
 
 
 def respond(

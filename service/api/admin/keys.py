@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
-from tenants.keys import Changes
 
 from service.api.admin.described import IDEMPOTENT, body_of, refusals
-from service.api.admin.entrance import Told, page, parse, read_cursor, refuse, respond, sortable, write_cursor
+from service.api.admin.entrance import Told, page, parse, read_cursor, respond, sortable, write_cursor
 from service.api.admin.shapes import (
     Incident,
     IssuedKey,
@@ -20,19 +19,20 @@ from service.api.admin.shapes import (
     NewKey,
     Rotation,
 )
+from service.api.complaints import refuse
 from tenants.access import Role, Scope
 from tenants.errors import Fault
 from tenants.key_limits import KeyLimits
+from tenants.keys import Changes
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    from tenants.keys import Key, Keys
 
     from service.administration import Administration
     from service.api.admin.entrance import Entrance
     from service.containment import Enforcement, Switch
     from service.deeds import Actor
+    from tenants.keys import Key, Keys
 
 LISTING = "keys"
 

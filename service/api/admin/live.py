@@ -9,19 +9,20 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.api.admin.described import refusals
-from service.api.admin.entrance import Told, page, read_cursor, refuse, respond, sortable, write_cursor
+from service.api.admin.entrance import Told, page, read_cursor, respond, sortable, write_cursor
 from service.api.admin.shapes import SessionPage, UsagePage, WorkerPage
+from service.api.complaints import refuse
 from tenants.access import Role, Scope
 from tenants.errors import Fault
 
 if TYPE_CHECKING:
-    from tenants.policies import Policies
     from tenants.usage import DayUse
 
     from service.administration import Administration
     from service.api.admin.entrance import Entrance
     from service.bindings import Bindings
     from service.present_use import PresentUse
+    from tenants.policies import Policies
     from tenants.presence import Presences, ToldWorker
     from tenants.sessions import Session, Sessions
 

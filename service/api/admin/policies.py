@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
-from tenants.ceiling import Ceiling
 
+from service.administration import amend
 from service.api.admin.described import IF_MATCH, raw_body, refusals
 from service.api.admin.entrance import Told, page, read_cursor, respond, tags, write_cursor
 from service.api.admin.shapes import CeilingAnswer, PolicyAnswer, PolicyPage
 from service.errors import BadRequest, PreconditionMissing
 from tenants.access import INSTALLATION, Scope
+from tenants.ceiling import Ceiling
 from tenants.errors import PolicyChanged
 from tenants.policy import Policy
 
 if TYPE_CHECKING:
-    from tenants.policies import CeilingVersion, Policies, PolicyVersion
-
     from service.administration import Administration
     from service.api.admin.entrance import Entrance
     from tenants.access import TenantId
+    from tenants.policies import CeilingVersion, Policies, PolicyVersion
 
 LISTING = "policy"
 
@@ -189,17 +189,6 @@ def build_policies_router(
         return respond(request, Told(told, headers=_tag(version.version)), actor)
 
     return router
-
-
-def amend(policy: Policy, changes: dict[str, Any]) -> Policy:
-    """`policy` with some fields changed, `null` being the default. Raises `InvalidPolicy` with all that is wrong."""
-    fields = orjson.loads(policy.to_json())
-    for name, value in changes.items():
-        if value is None:
-            fields.pop(name, None)
-        else:
-            fields[name] = value
-    return Policy.from_json(orjson.dumps(fields))
 
 
 def tell(tenant: str, version: PolicyVersion, notes: tuple[str, ...] = ()) -> dict[str, Any]:
