@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import orjson
@@ -218,6 +218,16 @@ class Administration:
         deed = Deed(tenant, session=session_id)
         entry = await self._deeds.entry(actor, "session_close", deed, status=204)
         actor.receipt = str(await self._sessions.close(tenant, session_id, entry))
+
+
+def state_of(key: Key) -> str:
+    """active, expired, contained or revoked, by our clock; whether it opens the door, the database decides."""
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.contained_at is not None:
+        return "contained"
+    expired = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
+    return "expired" if expired else "active"
 
 
 def amend(policy: Policy, changes: Mapping[str, object]) -> Policy:

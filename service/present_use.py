@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
-from tenants import usage
 from tenants.access import Caller, Role
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ class PresentUse:
 
     async def today(self, tenant: TenantId) -> date:
         """The day that counts now, in UTC, by the database's clock."""
+        from tenants import usage
+
         return await usage.today(self._database, tenant)
 
     async def by_day(

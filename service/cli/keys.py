@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from service.administration import state_of
 from service.cli.console import (
     JsonFlag,
     KeyId,
@@ -27,7 +28,7 @@ from tenants.key_limits import KeyLimits
 from tenants.keys import Changes, Key
 
 app = typer.Typer(help="API keys: make, list, change, rotate, revoke.", no_args_is_help=True)
-COLUMNS = ["id", "role", "name", "created_at", "last_used_at", "expires_at", "contained_at", "revoked_at"]
+COLUMNS = ["id", "role", "name", "state", "created_at", "last_used_at", "expires_at", "revoked_at"]
 Limits = Annotated[
     list[str] | None,
     typer.Option(
@@ -189,7 +190,12 @@ def revoke_key(key_id: KeyId, as_json: JsonFlag = False) -> None:
 
 def describe(key: Key) -> dict[str, Any]:
     """A key without its secret."""
-    return {**tell(key), "tenant": str(key.tenant), "limits": orjson.loads(key.limits.to_json())}
+    return {
+        **tell(key),
+        "state": state_of(key),
+        "tenant": str(key.tenant),
+        "limits": orjson.loads(key.limits.to_json()),
+    }
 
 
 def _change(key_id: str, change: Callable[[Desk, TenantId], Awaitable[Any]]) -> Any:

@@ -97,9 +97,9 @@ class Entrance:
 
     async def read(self, request: Request, shape: type[Body]) -> Body:
         """The body. Raises `BadRequest` with all that is wrong, `BodyTooLarge`, `BodyTooSlow`."""
-        return parse(await self.bytes(request), shape)
+        return parse(await self.body(request), shape)
 
-    async def bytes(self, request: Request) -> bytes:
+    async def body(self, request: Request) -> bytes:
         """The body as it was sent. Raises `BodyTooLarge`, `BodyTooSlow`."""
         body = await read_body(request, self._deadline_s)
         if len(body) > BODY_BYTES:
@@ -115,7 +115,7 @@ class Entrance:
         `RepeatDiffers`, `RepeatUnderWay`, and what `act` raises; nothing is kept then.
         """
         name = request.headers.get("idempotency-key")
-        body = await self.bytes(request)
+        body = await self.body(request)
         actor = self.actor(request)
         if name is None:
             told = await act(body, actor)

@@ -8,6 +8,7 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.administration import state_of
 from service.api.admin.described import IDEMPOTENT, body_of, refusals
 from service.api.admin.entrance import Told, page, parse, read_cursor, respond, sortable, write_cursor
 from service.api.admin.shapes import (
@@ -237,7 +238,7 @@ def tell(key: Key) -> dict[str, Any]:
         "tenant": str(key.tenant),
         "role": key.role,
         "name": key.name,
-        "state": key.state,
+        "state": state_of(key),
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,

@@ -85,7 +85,7 @@ def build_policies_router(
         tenant = await entrance.tenant(request, tenant_id, Scope.POLICY)
         now = await policies.current(tenant.id)
         expected = _expected(request, now.version)
-        sent = _object(await entrance.bytes(request))
+        sent = _object(await entrance.body(request))
         policy = Policy.from_json(orjson.dumps(sent)) if whole else amend(now.policy, sent)
         actor = entrance.actor(request)
         changed, notes = await administration.change_policy(actor, tenant, policy, expected=expected)
@@ -182,7 +182,7 @@ def build_policies_router(
     async def _set_ceiling(request: Request, tenant: TenantId) -> Response:
         now = await policies.ceiling(tenant)
         expected = _expected(request, now.version)
-        ceiling = Ceiling.from_json(orjson.dumps(_object(await entrance.bytes(request))))
+        ceiling = Ceiling.from_json(orjson.dumps(_object(await entrance.body(request))))
         actor = entrance.actor(request)
         version, lowered = await administration.set_ceiling(actor, tenant, ceiling, expected=expected)
         told = _tell(version, version.ceiling) | {"lowered": [str(each) for each in lowered]}
