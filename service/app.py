@@ -18,9 +18,11 @@ from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, Response
 
 from service import __version__
+from service.api.addresses import Proxies
 from service.api.admin.router import build_admin_router
 from service.api.complaints import complaints, refuse
 from service.api.door import Door
+from service.api.identify import Identify
 from service.api.schemas import RerankRequest, SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
@@ -32,14 +34,19 @@ from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
 from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, repeat, tidy
 from service.ledger import Ledger
+from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
 from service.screening.pool import Screen
+from service.upkeep import Upkeep
 from service.watch.logs import get_logger, where_it_broke
 from tenants.access import Access
+from tenants.changes import Changes
 from tenants.database import Database
 from tenants.errors import DatabaseUnavailable
+from tenants.kept import KEPT_S
 from tenants.quotas import Quotas
+from tenants.uses import Uses
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -68,10 +75,20 @@ def create_app(
     Tests may replace the fleet; nothing else is ever replaced.
     """
     database = Database(installation.app_url)
-    access = Access(database, pepper=installation.pepper)
     desk = build_desk(database, installation)
     audit, quotas, sessions = desk.audit, desk.quotas, desk.sessions
     running = Running()
+    access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
+    uses = Uses(database)
+    refusals = Refusals(audit)
+    upkeep = Upkeep(
+        changes=Changes(installation.app_url, changed=access.forget, missed=access.forget_all),
+        uses=uses,
+        refusals=refusals,
+    )
+    identify = Identify(
+        access=access, uses=uses, refusals=refusals, proxies=Proxies(settings.trusted_proxies)
+    )
     ledger = Ledger(
         quotas=quotas,
         sessions=sessions,
@@ -127,6 +144,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         try:
+            upkeep.start()
             await screen.start()
             await serving.start()
             reaper = asyncio.create_task(_reap(quotas), name="reaper")
@@ -138,6 +156,7 @@ def create_app(
         finally:
             await serving.close()
             await screen.close()
+            await upkeep.close()
             await database.close()
 
     app = FastAPI(
@@ -150,7 +169,7 @@ def create_app(
         middleware=[
             Middleware(
                 Door,
-                access=access,
+                identify=identify,
                 ledger=ledger,
                 running=running,
                 body_limit_bytes=settings.body_limit_bytes,
@@ -250,7 +269,11 @@ def _document(app: FastAPI) -> None:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer", "bearerFormat": "prc_live_…"}
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "prc_live_…, prc_admin_…, or a JWT",
+                }
             }
             schema["security"] = [{"key": []}]
             app.openapi_schema = schema

@@ -34,6 +34,7 @@ ACTIONS = frozenset(
         "sweep_failed",
         "contained",
         "tenant_purged",
+        "upkeep_failed",
         "sandbox",
     }
 )
