@@ -171,7 +171,7 @@ def rotate_key(
         ),
     )
     if as_json:
-        print_json({**describe(key), "key": text, "old_secret_ends_at": old_ends_at})
+        print_json({**describe(key), "key": text, "old_ends_at": old_ends_at})
     else:
         typer.echo(text)
         ends = f"ends at {cell(old_ends_at)} UTC" if old_ends_at else "has ended"

@@ -35,7 +35,7 @@ def test_a_key_is_made_with_its_text_told_once(service: Service, own: httpx.Clie
     service.issued.append(made["key"])
     assert made["key"].startswith("prc_live_") and made["id"] in made["key"]
     read = own.get(f"{house.path}/keys/{made['id']}").json()
-    assert read == {name: value for name, value in made.items() if name not in ("key", "old_secret_ends_at")}
+    assert read == {name: value for name, value in made.items() if name not in ("key", "old_ends_at")}
     assert (read["state"], read["role"], read["name"]) == ("active", "search", "shop")
     assert (read["limits"], read["allowed_cidrs"]) == ({"requests_per_minute": 60}, ["127.0.0.0/8"])
     assert made["key"] not in own.get(f"{house.path}/keys").text
@@ -69,7 +69,7 @@ def test_a_rotated_key_keeps_its_id_and_two_secrets_for_a_while(
     rotated = own.post(f"{path}/rotate", json={"overlap_s": 600}).json()
     service.issued.extend((made["key"], rotated["key"]))
     assert rotated["id"] == made["id"] and rotated["key"] != made["key"]
-    assert rotated["old_secret_ends_at"]
+    assert rotated["old_ends_at"]
     for key in (made["key"], rotated["key"]):
         assert service.rerank(ASK, key).status_code == 200
     assert own.post(f"{path}/rotate", json={"overlap_s": 600}).status_code in (409, 422), "two are live"

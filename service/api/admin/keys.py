@@ -252,9 +252,9 @@ def tell(key: Key) -> dict[str, Any]:
     }
 
 
-def issue(key: Key, text: str, old_secret_ends_at: datetime | None = None) -> dict[str, Any]:
+def issue(key: Key, text: str, old_ends_at: datetime | None = None) -> dict[str, Any]:
     """A key with its text, for the one answer that has it."""
-    return tell(key) | {"key": text, "old_secret_ends_at": old_secret_ends_at}
+    return tell(key) | {"key": text, "old_ends_at": old_ends_at}
 
 
 def _changes(asked: KeyChange) -> Changes:

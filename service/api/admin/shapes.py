@@ -145,7 +145,7 @@ class IssuedKey(KeyAnswer):
     """A key with its text, which is told this once."""
 
     key: str
-    old_secret_ends_at: datetime | None = Field(None, description="After a rotation.")
+    old_ends_at: datetime | None = Field(None, description="After a rotation.")
 
 
 class UsageDay(BaseModel):
