@@ -271,6 +271,15 @@ def describe(exc: BaseException) -> Trouble:
         return Trouble(meaning.status, meaning.code, _first_line(kind), field=first, faults=exc.faults)
     if isinstance(exc, InvalidName):  # its message is the rule that was broken, and says nothing else
         return Trouble(meaning.status, meaning.code, f"{str(exc)[:1].upper()}{str(exc)[1:]}.", field="name")
+    if isinstance(exc, RequestTooCostly):
+        return Trouble(
+            meaning.status,
+            meaning.code,
+            f"At most {exc.cost} {exc.limit} would be needed, and {exc.at_once} fit at once; waiting does not help."
+            " Ask for less at a time.",
+            limit=exc.at_once,
+            reason=exc.limit,
+        )
     # A domain error's own message may name what no caller should see; its docstring is written for callers.
     return Trouble(meaning.status, meaning.code, _first_line(kind), retry_after_s=meaning.retry_after_s)
 

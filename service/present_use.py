@@ -5,17 +5,17 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
+from tenants import usage
 from tenants.access import Caller, Role
 
 if TYPE_CHECKING:
-    from tenants.usage import DayUse
-
     from tenants.access import TenantId
     from tenants.database import Database
     from tenants.directory import Tenant
     from tenants.policy import Policy
     from tenants.quotas import Quotas
     from tenants.sessions import Sessions
+    from tenants.usage import DayUse
 
 RATES = ("requests", "images", "tokens")
 MONTHS = {"requests_month": "requests_per_month", "tokens_month": "tokens_per_month"}
@@ -31,8 +31,6 @@ class PresentUse:
 
     async def today(self, tenant: TenantId) -> date:
         """The day that counts now, in UTC, by the database's clock."""
-        from tenants import usage
-
         return await usage.today(self._database, tenant)
 
     async def by_day(

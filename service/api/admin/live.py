@@ -16,8 +16,6 @@ from tenants.access import Role, Scope
 from tenants.errors import Fault
 
 if TYPE_CHECKING:
-    from tenants.usage import DayUse
-
     from service.administration import Administration
     from service.api.admin.entrance import Entrance
     from service.bindings import Bindings
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from tenants.policies import Policies
     from tenants.presence import Presences, ToldWorker
     from tenants.sessions import Session, Sessions
+    from tenants.usage import DayUse
 
 LONGEST_DAYS = 400
 Limit = Annotated[int, Query(ge=1, le=1000, description="Entries on a page.")]

@@ -1,7 +1,7 @@
 """Rights of a key: its kind, scopes, addresses and limits; when it was last used; tokens that are denied; and a
 channel that tells every gateway of a change.
 
-Revision 0009, after 0008. A key of the kind `admin` has a text of its own form, so whoever holds one that was made
+Revision 0011, after 0010. A key of the kind `admin` has a text of its own form, so whoever holds one that was made
 before cannot use it any more: those keys are revoked here, with that reason, and new ones are made by `key create`.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0009"
-down_revision = "0008"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 

@@ -1,6 +1,6 @@
 """Administration: tenants contained, deleted and purged, keys contained, answers that are kept, workers that are told.
 
-Revision 0010, after 0009. What is contained or deleted is refused by `find_key` from the next request on. A
+Revision 0012, after 0011. What is contained or deleted is refused by `find_key` from the next request on. A
 purge removes every row of a tenant but its entries of the log, whatever tables there are by then, and only once
 the tenant's grace is over. `repeat` keeps the answer of a POST for who sends it twice; `worker` is what gateways
 say of their workers, so that any of them, and the command line, can tell of all.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0012"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 
