@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tenants import usage
 from tenants.access import Caller, Role
+from tenants.usage import Use
 
 if TYPE_CHECKING:
     from tenants.access import TenantId
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from tenants.quotas import Quotas
     from tenants.sessions import Sessions
     from tenants.usage import DayUse
-
-RATES = ("requests", "images", "tokens")
-MONTHS = {"requests_month": "requests_per_month", "tokens_month": "tokens_per_month"}
 
 
 class PresentUse:
@@ -57,13 +55,19 @@ class PresentUse:
                     f"concurrent_requests is now {after.concurrent_requests}, and {used} are under way: they end as "
                     "they would have, and none begins until fewer are left."
                 )
-            if (name := MONTHS.get(standing.name)) is not None:
-                most = getattr(after, name)
-                if most is not None and most < used:
-                    notes.append(
-                        f"{name} is now {most}, and {used} are used: every request is refused until the month ends."
-                    )
+        month = await self._this_month(tenant.id)
+        for name, used in (("requests_per_month", month.requests), ("tokens_per_month", month.tokens)):
+            most = getattr(after, name)
+            if most is not None and most < used:
+                notes.append(
+                    f"{name} is now {most}, and {used} are used: every request is refused until the month ends."
+                )
         return tuple(notes)
+
+    async def _this_month(self, tenant: TenantId) -> Use:
+        day = await self.today(tenant)
+        sums = await usage.read_sums(self._database, tenant, since=day.replace(day=1), until=day)
+        return sum(sums.values(), Use())
 
 
 def _posing(tenant: Tenant, policy: Policy) -> Caller:

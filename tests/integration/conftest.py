@@ -32,6 +32,7 @@ from tenants.provisioning import Urls, provision
 from tenants.quotas import Quotas
 from tenants.repeats import Repeats
 from tenants.sessions import Sessions
+from tests.integration.served import Served, serve
 
 TEMPLATE = "pericarp"
 _numbers = itertools.count(1)
@@ -171,6 +172,13 @@ def presences(database: Database) -> Presences:
 @pytest.fixture
 def repeats(database: Database, installation_secrets: Secrets) -> Repeats:
     return Repeats(database, master_key=installation_secrets.master_key)
+
+
+@pytest.fixture(scope="module")
+def service(app_url: str, installation_secrets: Secrets) -> Iterator[Served]:
+    """The whole service, over real HTTP, with a puppet for a model, on this module's database."""
+    with serve(app_url, installation_secrets.pepper, installation_secrets.master_key) as served:
+        yield served
 
 
 MakeCaller = Callable[..., Awaitable[Caller]]

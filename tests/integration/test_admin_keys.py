@@ -7,28 +7,28 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.acceptance.administrators import ASK, House, build_house, faults, make_key, problem
-from tests.acceptance.service_process import Service, Tenant, until
+from tests.integration.administrators import ASK, House, build_house, faults, make_key, problem
+from tests.integration.served import Served, until
 
 
 @pytest.fixture(scope="module")
-def platform(service: Service, acme: Tenant) -> Iterator[httpx.Client]:
-    with service.client(service.make_key(acme.name, "platform_admin")["key"]) as client:
+def platform(service: Served) -> Iterator[httpx.Client]:
+    with service.client() as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def house(service: Service, platform: httpx.Client) -> House:
+def house(service: Served, platform: httpx.Client) -> House:
     return build_house(service, platform)
 
 
 @pytest.fixture
-def own(service: Service, house: House) -> Iterator[httpx.Client]:
+def own(service: Served, house: House) -> Iterator[httpx.Client]:
     with service.client(house.admin) as client:
         yield client
 
 
-def test_a_key_is_made_with_its_text_told_once(service: Service, own: httpx.Client, house: House) -> None:
+def test_a_key_is_made_with_its_text_told_once(service: Served, own: httpx.Client, house: House) -> None:
     made = make_key(
         own, house.id, name="shop", limits={"requests_per_minute": 60}, allowed_cidrs=["127.0.0.0/8"]
     )
@@ -45,7 +45,7 @@ def test_a_key_is_made_with_its_text_told_once(service: Service, own: httpx.Clie
     assert made["key"][-49:] not in str(entry)
 
 
-def test_keys_come_in_pages_oldest_first(own: httpx.Client, house: House, service: Service) -> None:
+def test_keys_come_in_pages_oldest_first(own: httpx.Client, house: House, service: Served) -> None:
     made = [make_key(own, house.id, name=f"page-{number}") for number in range(5)]
     service.issued.extend(key["key"] for key in made)
     seen, cursor = [], None
@@ -62,7 +62,7 @@ def test_keys_come_in_pages_oldest_first(own: httpx.Client, house: House, servic
 
 
 def test_a_rotated_key_keeps_its_id_and_two_secrets_for_a_while(
-    service: Service, own: httpx.Client, house: House
+    service: Served, own: httpx.Client, house: House
 ) -> None:
     made = make_key(own, house.id)
     path = f"{house.path}/keys/{made['id']}"
@@ -76,11 +76,11 @@ def test_a_rotated_key_keeps_its_id_and_two_secrets_for_a_while(
     last = own.post(f"{path}/rotate", json={"overlap_s": 0}).json()
     service.issued.append(last["key"])
     assert service.rerank(ASK, last["key"]).status_code == 200
-    until(lambda: service.rerank(ASK, made["key"]).status_code == 401, 10)
-    until(lambda: service.rerank(ASK, rotated["key"]).status_code == 401, 10)
+    until(lambda: service.rerank(ASK, made["key"]).status_code == 401)
+    until(lambda: service.rerank(ASK, rotated["key"]).status_code == 401)
 
 
-def test_a_key_is_changed_and_the_rest_of_it_stays(service: Service, own: httpx.Client, house: House) -> None:
+def test_a_key_is_changed_and_the_rest_of_it_stays(service: Served, own: httpx.Client, house: House) -> None:
     made = make_key(own, house.id, name="before", expires_at="2099-01-01T00:00:00Z")
     service.issued.append(made["key"])
     path = f"{house.path}/keys/{made['id']}"
@@ -89,24 +89,24 @@ def test_a_key_is_changed_and_the_rest_of_it_stays(service: Service, own: httpx.
     assert changed["expires_at"] == made["expires_at"]
     assert own.patch(path, json={"expires_at": None}).json()["expires_at"] is None
     assert own.patch(path, json={"allowed_cidrs": ["203.0.113.0/24"]}).status_code == 200
-    until(lambda: service.rerank(ASK, made["key"]).status_code == 401, 10)
+    until(lambda: service.rerank(ASK, made["key"]).status_code == 401)
     assert own.patch(path, json={"allowed_cidrs": []}).status_code == 200
-    until(lambda: service.rerank(ASK, made["key"]).status_code == 200, 10)
+    until(lambda: service.rerank(ASK, made["key"]).status_code == 200)
 
 
-def test_a_revoked_key_stays_in_the_list(service: Service, own: httpx.Client, house: House) -> None:
+def test_a_revoked_key_stays_in_the_list(service: Served, own: httpx.Client, house: House) -> None:
     made = make_key(own, house.id)
     service.issued.append(made["key"])
     path = f"{house.path}/keys/{made['id']}"
     revoked = own.delete(path)
     assert (revoked.status_code, revoked.json()["state"]) == (200, "revoked")
     assert own.delete(path).json()["revoked_at"] == revoked.json()["revoked_at"]
-    until(lambda: service.rerank(ASK, made["key"]).status_code == 401, 10)
+    until(lambda: service.rerank(ASK, made["key"]).status_code == 401)
     assert own.get(path).json()["state"] == "revoked"
 
 
 def test_nobody_hands_on_more_than_they_have(
-    service: Service, platform: httpx.Client, own: httpx.Client, house: House
+    service: Served, platform: httpx.Client, own: httpx.Client, house: House
 ) -> None:
     told = problem(own.post(f"{house.path}/keys", json={"role": "platform_admin"}), 422, "invalid_request")
     assert "role" in faults(told)

@@ -8,23 +8,23 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.acceptance.administrators import ASK, House, build_house, faults, problem
-from tests.acceptance.service_process import Service, Tenant, until
+from tests.integration.administrators import ASK, House, build_house, faults, problem
+from tests.integration.served import Served, until
 
 
 @pytest.fixture(scope="module")
-def platform(service: Service, acme: Tenant) -> Iterator[httpx.Client]:
-    with service.client(service.make_key(acme.name, "platform_admin")["key"]) as client:
+def platform(service: Served) -> Iterator[httpx.Client]:
+    with service.client() as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def house(service: Service, platform: httpx.Client) -> House:
+def house(service: Served, platform: httpx.Client) -> House:
     return build_house(service, platform, images_per_minute=600)
 
 
 @pytest.fixture
-def own(service: Service, house: House) -> Iterator[httpx.Client]:
+def own(service: Served, house: House) -> Iterator[httpx.Client]:
     """The tenant's own administrator."""
     with service.client(house.admin) as client:
         yield client
@@ -36,7 +36,7 @@ def version(client: httpx.Client, house: House) -> str:
 
 
 def test_a_policy_is_changed_from_the_version_that_was_seen(
-    service: Service, own: httpx.Client, house: House
+    service: Served, own: httpx.Client, house: House
 ) -> None:
     path = f"{house.path}/policy"
     read = own.get(path)
@@ -77,7 +77,7 @@ def test_null_is_the_default_and_put_replaces_all(platform: httpx.Client, house:
     assert (replaced["sessions"], replaced["images_per_minute"]) == (100, 600)
 
 
-def test_of_two_changes_at_once_one_is_refused(service: Service, own: httpx.Client, house: House) -> None:
+def test_of_two_changes_at_once_one_is_refused(service: Served, own: httpx.Client, house: House) -> None:
     seen = version(own, house)
 
     def change(length: int) -> int:
@@ -144,7 +144,7 @@ def test_an_administrator_of_the_tenant_may_lower_and_not_exceed(
     assert bounds["sessions"] == 50
 
 
-def test_a_ceiling_lowers_what_is_above_it(service: Service, platform: httpx.Client, house: House) -> None:
+def test_a_ceiling_lowers_what_is_above_it(service: Served, platform: httpx.Client, house: House) -> None:
     path = f"{house.path}/policy"
     platform.patch(path, json={"concurrent_requests": 40}, headers={"If-Match": "*"})
     ceiling = f"{house.path}/ceiling"
@@ -167,7 +167,7 @@ def test_a_ceiling_lowers_what_is_above_it(service: Service, platform: httpx.Cli
     assert entries[0]["details"] == {"version": 1, "lowered": [house.id]}
 
 
-def test_a_ceiling_of_every_tenant_is_the_platforms(service: Service, platform: httpx.Client) -> None:
+def test_a_ceiling_of_every_tenant_is_the_platforms(service: Served, platform: httpx.Client) -> None:
     house = build_house(service, platform, retention_days=4000)
     before = platform.get("/admin/v1/ceiling")
     try:
@@ -182,9 +182,7 @@ def test_a_ceiling_of_every_tenant_is_the_platforms(service: Service, platform: 
         platform.put("/admin/v1/ceiling", json=before.json()["ceiling"], headers={"If-Match": "*"})
 
 
-def test_lowering_below_present_use_is_allowed_and_explained(
-    service: Service, platform: httpx.Client
-) -> None:
+def test_lowering_below_present_use_is_allowed_and_explained(service: Served, platform: httpx.Client) -> None:
     house = build_house(service, platform)
     with service.client(house.search) as search:
         opened = [search.post("/v1/sessions").json()["id"] for _ in range(3)]
@@ -198,6 +196,6 @@ def test_lowering_below_present_use_is_allowed_and_explained(
     assert any("sessions is now 1, and 3 are open" in note for note in notes), notes
     with service.client(house.search) as search:
         assert search.get(f"/v1/sessions/{opened[0]}").status_code == 200, "what is open stays open"
-        until(lambda: search.post("/v1/sessions").status_code == 429, 10)
+        until(lambda: search.post("/v1/sessions").status_code == 429)
     raised = platform.patch(f"{house.path}/policy", json={"sessions": 9}, headers={"If-Match": "*"})
     assert not any("sessions" in note for note in raised.json()["notes"])

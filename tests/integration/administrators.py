@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.acceptance.service_process import Service
+from tests.integration.served import Served
 
 ASK = {"query": "q", "documents": ["a", "b"]}
 UNKNOWN = "11111111-2222-4333-8444-555555555555"
@@ -29,7 +29,7 @@ class House:
         return f"/admin/v1/tenants/{self.id}"
 
 
-def build_house(service: Service, platform: httpx.Client, **policy: object) -> House:
+def build_house(service: Served, platform: httpx.Client, **policy: object) -> House:
     """A new tenant, made over HTTP."""
     name = f"house-{secrets.token_hex(4)}"
     made = platform.post("/admin/v1/tenants", json={"name": name, "policy": policy})
