@@ -146,8 +146,8 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         try:
-            await quotas.extend_lease()
             upkeep.start()
+            await quotas.extend_lease()
             await screen.start()
             await serving.start()
             beating = asyncio.create_task(_beat(quotas), name="beating")
