@@ -205,6 +205,7 @@ def create_app(
     )
     _document(app)
     app.state.fleet = serving
+    app.state.enforcement = enforcement
     return app
 
 

@@ -33,6 +33,9 @@ from models import JobTooLong, ModelFailed, ModelNotFound
 from tenants.errors import (
     DatabaseUnavailable,
     Fault,
+    Invalid,
+    InvalidKeyLimits,
+    InvalidKeyRights,
     InvalidName,
     InvalidPolicy,
     KeyNotFound,
@@ -41,6 +44,7 @@ from tenants.errors import (
     RepeatDiffers,
     RepeatUnderWay,
     RequestTooCostly,
+    RotationRefused,
     SessionNotFound,
     TenantExists,
     TenantNotFound,
@@ -193,7 +197,11 @@ TABLE: dict[type[Exception], Meaning] = {
     KeyNotFound: Meaning(404, "key_not_found"),
     TenantExists: Meaning(409, "tenant_exists"),
     InvalidName: Meaning(422, "invalid_name"),
+    Invalid: Meaning(422, "invalid_request"),
     InvalidPolicy: Meaning(422, "invalid_policy"),
+    InvalidKeyLimits: Meaning(422, "invalid_key"),
+    InvalidKeyRights: Meaning(422, "invalid_key"),
+    RotationRefused: Meaning(409, "rotation_refused"),
     PreconditionMissing: Meaning(428, "precondition_missing"),
     RepeatDiffers: Meaning(422, "idempotency_key_reused"),
     RepeatUnderWay: Meaning(409, "request_under_way"),
@@ -266,11 +274,14 @@ def describe(exc: BaseException) -> Trouble:
             retry_after_s=exc.retry_after_s,
             violated=exc.violated,
         )
-    if isinstance(exc, InvalidPolicy):
-        first = next((fault.field for fault in exc.faults if fault.field), None)
-        return Trouble(meaning.status, meaning.code, _first_line(kind), field=first, faults=exc.faults)
+    if isinstance(exc, Invalid):
+        first = exc.faults[0]
+        detail = f"{_first_line(kind)} {first.field or 'It'}: {first.why}."
+        return Trouble(meaning.status, meaning.code, detail, field=first.field or None, faults=exc.faults)
     if isinstance(exc, InvalidName):  # its message is the rule that was broken, and says nothing else
         return Trouble(meaning.status, meaning.code, f"{str(exc)[:1].upper()}{str(exc)[1:]}.", field="name")
+    if isinstance(exc, RotationRefused):  # so is this one
+        return Trouble(meaning.status, meaning.code, str(exc))
     if isinstance(exc, RequestTooCostly):
         return Trouble(
             meaning.status,

@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from tenants import tables
 from tenants.access import ROLE_SCOPES, Role, Scope, TenantId, plane_of
 from tenants.errors import (
+    Fault,
     InvalidKeyRights,
     InvalidName,
     KeyMalformed,
@@ -326,16 +327,15 @@ def read_networks(texts: Iterable[str]) -> list[Network]:
     networks, wrong = [], []
     given = list(texts)
     if len(given) > MOST_CIDRS:
-        raise InvalidKeyRights(f"at most {MOST_CIDRS} networks")
+        raise InvalidKeyRights((Fault("allowed_cidrs", f"at most {MOST_CIDRS} networks"),))
     for text in given:
         try:
             networks.append(ipaddress.ip_network(text))
         except ValueError:
             wrong.append(text[:64])
     if wrong:
-        raise InvalidKeyRights(
-            f"not a network: {', '.join(map(repr, wrong[:10]))}; write 203.0.113.0/24, 2001:db8::/32 or one address"
-        )
+        told = f"not a network: {', '.join(map(repr, wrong[:10]))}; write 203.0.113.0/24, 2001:db8::/32 or one address"
+        raise InvalidKeyRights((Fault("allowed_cidrs", told),))
     return networks
 
 
@@ -345,12 +345,16 @@ def _grant(role: Role, asked: Iterable[Scope] | None, creator: Caller | None) ->
     held = possible if creator is None else possible & creator.scopes
     scopes = held if asked is None else frozenset(map(Scope, asked))
     if beyond := scopes - possible:
-        raise InvalidKeyRights(f"a key with the role {role} cannot have: {', '.join(sorted(beyond))}")
+        raise _refuse_scopes(f"a key with the role {role} cannot have: {', '.join(sorted(beyond))}")
     if lacking := scopes - held:
-        raise InvalidKeyRights(f"you cannot hand on what you lack: {', '.join(sorted(lacking))}")
+        raise _refuse_scopes(f"you cannot hand on what you lack: {', '.join(sorted(lacking))}")
     if not scopes:
-        raise InvalidKeyRights("a key needs at least one scope")
+        raise _refuse_scopes("a key needs at least one scope")
     return sorted(scopes)
+
+
+def _refuse_scopes(why: str) -> InvalidKeyRights:
+    return InvalidKeyRights((Fault("scopes", why),))
 
 
 def _check_name(name: str | None) -> None:

@@ -18,6 +18,7 @@ import httpx
 import uvicorn
 
 from service.app import create_app
+from service.containment import Enforcement
 from service.desk import Desk, build_desk
 from service.fleet.local import LocalFleet
 from service.installation import Installation
@@ -38,6 +39,7 @@ class Served:
     loop: asyncio.AbstractEventLoop
     desk: Desk
     fleet: LocalFleet
+    enforcement: Enforcement
     platform_key: str
     issued: list[str] = field(default_factory=list)
     """The text of every key that was made."""
@@ -90,7 +92,8 @@ def serve(app_url: str, pepper: bytes, master_key: bytes) -> Iterator[Served]:
         platform = await desk.directory.create_tenant(f"platform-{secrets.token_hex(4)}")
         _, key = await desk.directory.create_key(platform.id, Role.PLATFORM_ADMIN)
         port = server.servers[0].sockets[0].getsockname()[1]
-        running.append(Served(f"http://127.0.0.1:{port}", asyncio.get_running_loop(), desk, fleet, key))
+        url, loop = f"http://127.0.0.1:{port}", asyncio.get_running_loop()
+        running.append(Served(url, loop, desk, fleet, app.state.enforcement, key))
         while not stop.is_set():
             await asyncio.sleep(0.05)
         await database.close()
