@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from service import __version__
 from service.api.addresses import Proxies
 from service.api.admin.router import build_admin_router
+from service.api.admin.shapes import BODIES
 from service.api.complaints import complaints, refuse
 from service.api.door import Door
 from service.api.identify import Identify
@@ -298,7 +299,7 @@ def _document(app: FastAPI) -> None:
             components = schema.setdefault("components", {})
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
-            for model in (RerankRequest, SessionRequest, *shapes.BODIES):
+            for model in (RerankRequest, SessionRequest, *BODIES):
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {

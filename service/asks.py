@@ -92,7 +92,7 @@ class Exchange:
     async def while_connected(self) -> AsyncIterator[None]:
         """Break off what is inside when the caller hangs up, and raise `ClientClosed`; or `Contained` when halted."""
         if self.halted:
-            raise Contained
+            raise Contained(reason="contained")
         try:
             async with asyncio.timeout(None) as connection:
                 self.connection = connection
@@ -104,7 +104,7 @@ class Exchange:
                     watching.cancel()
         except TimeoutError:
             if connection.expired():
-                raise (Contained if self.halted else ClientClosed) from None
+                raise (Contained(reason="contained") if self.halted else ClientClosed()) from None
             raise
 
     def halt(self) -> None:

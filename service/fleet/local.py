@@ -299,7 +299,7 @@ class LocalFleet:
         line, seat = self._seating.lines.get(tenant, ()), self._seating.seat(tenant)
         for ticket in (*line, *(seat.tickets if seat is not None else ())):
             if ticket.tenant == tenant:
-                ticket.fail(Contained())
+                ticket.fail(Contained(reason="contained"))
         if seat is not None:
             seat.child.kill("its tenant is contained")
 

@@ -322,8 +322,8 @@ def test_a_body_that_is_no_json_is_refused(platform: httpx.Client) -> None:
         assert told["detail"]
     problem(platform.post(TENANTS, content=b"{" + b" " * 300_000 + b"}"), 413, "body_too_large")
     for name in ("", "x" * 256, "with space"):
-        told = platform.post(TENANTS, json={"name": "never"}, headers={"Idempotency-Key": name})
-        assert problem(told, 422, "invalid_request")["field"] == "Idempotency-Key"
+        answer = platform.post(TENANTS, json={"name": "never"}, headers={"Idempotency-Key": name})
+        assert problem(answer, 422, "invalid_request")["field"] == "Idempotency-Key"
 
 
 @pytest.mark.parametrize("tenant", [UNKNOWN, "acme", "0", "%00", UNKNOWN.upper(), "{" + UNKNOWN + "}"])

@@ -34,7 +34,10 @@ async def test_a_contained_tenant_is_refused_until_it_is_released(
     assert (await lifecycle.contain(tenant.id)).contained_at == contained.contained_at
     with pytest.raises(TenantSuspended):
         await access.authenticate(token)
-    assert await lifecycle.halted([str(tenant.id), str(NOBODY)], []) == ({tenant.id, NOBODY}, frozenset())
+    assert await lifecycle.halted([str(tenant.id), str(NOBODY)], []) == (
+        frozenset({tenant.id, NOBODY}),
+        frozenset(),
+    )
     released = await lifecycle.release(tenant.id)
     assert released == tenant
     assert (await access.authenticate(token)).tenant == tenant.id
@@ -59,7 +62,7 @@ async def test_a_contained_key_is_refused_alone_until_it_is_released(
     with pytest.raises(KeyUnknown):
         await access.authenticate(token)
     assert await access.authenticate(other)
-    assert await lifecycle.halted([], [key.id, "AAAAAAAAAAAA"]) == (frozenset(), {key.id})
+    assert await lifecycle.halted([], [key.id, "AAAAAAAAAAAA"]) == (frozenset(), frozenset({key.id}))
     assert await lifecycle.release_key(tenant.id, key.id) == key
     assert await access.authenticate(token)
 
