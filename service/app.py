@@ -121,6 +121,8 @@ def create_app(
         idle_s=settings.worker_idle_s,
         start_s=settings.worker_start_s,
         queue_limit=settings.queue_limit,
+        share_weights=settings.share_weights,
+        weights_check_s=settings.weights_check_s,
         keep_warm=keep_warm,
         offline=settings.model_is_local,
     )

@@ -38,6 +38,10 @@ ACTIONS = frozenset(
         "tenant_purged",
         "upkeep_failed",
         "sandbox",
+        "weights_lent",
+        "weights_own",
+        "weights_changed",
+        "weights_lost",
     }
 )
 

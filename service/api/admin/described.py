@@ -35,7 +35,7 @@ def refusals(*statuses: int) -> Responses:
     """Which refusals a path has, beside those that every path has."""
     told: Responses = {status: PROBLEMS[status] for status in (401, 403, 503)}
     return told | {
-        status: {"model": Problem, "description": _TOLD[status]} for status in sorted({404, *statuses})
+        status: {"model": Problem, "description": _TOLD[status]} for status in sorted({404, 422, *statuses})
     }
 
 
