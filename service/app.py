@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, Response
@@ -301,7 +302,8 @@ def _document(app: FastAPI) -> None:
             components = schema.setdefault("components", {})
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
-            for model in (RerankRequest, SessionRequest, *BODIES):
+            bodies: tuple[type[BaseModel], ...] = (RerankRequest, SessionRequest, *BODIES)
+            for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {

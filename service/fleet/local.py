@@ -325,7 +325,7 @@ class LocalFleet:
     def _end_session(self, tenant: str, session: str) -> None:
         """Its jobs that are not at the worker yet, or not for the last time, will name no session there."""
         seat = self._seating.seat(tenant)
-        for ticket in (*self._seating.line(tenant), *(seat.tickets if seat is not None else ())):
+        for ticket in self._seating.tickets(tenant):
             if ticket.session == session:
                 ticket.session = None
         if seat is not None:
@@ -333,11 +333,9 @@ class LocalFleet:
 
     def _expel(self, tenant: str) -> None:
         """Jobs that only share the worker go back to the line when it is lost, as after any other death."""
-        line, seat = self._seating.lines.get(tenant, ()), self._seating.seat(tenant)
-        for ticket in (*line, *(seat.tickets if seat is not None else ())):
-            if ticket.tenant == tenant:
-                ticket.fail(Contained(reason="contained"))
-        if seat is not None:
+        for ticket in self._seating.tickets(tenant):
+            ticket.fail(Contained(reason="contained"))
+        if (seat := self._seating.seat(tenant)) is not None:
             seat.child.kill("its tenant is contained")
 
     def _welcome(self, child: Child, owner: Owner | None) -> None:

@@ -136,6 +136,12 @@ class Seating:
         """The tenant's worker, if it has one."""
         return next((seat for seat in self.seats if seat.tenant == tenant), None)
 
+    def tickets(self, tenant: str) -> list[Ticket]:
+        """The tenant's jobs, those in line and those at its worker."""
+        seat = self.seat(tenant)
+        jobs = (*self.lines.get(tenant, ()), *(seat.tickets if seat is not None else ()))
+        return [ticket for ticket in jobs if ticket.tenant == tenant]
+
     def join(self, ticket: Ticket) -> None:
         """Wait at the end of the tenant's line. A full one fails the ticket with Overloaded, until it is worked off."""
         line, seat = self.line(ticket.tenant), self.seat(ticket.tenant)
