@@ -93,14 +93,14 @@ def list_workers(
     """
 
     async def find(desk: Desk) -> list[dict[str, Any]]:
-        names = {each.id: each.name for each in await desk.directory.list_tenants()}
+        names = {str(each.id): each.name for each in await desk.directory.list_tenants()}
         if tenant is None:
             listed = await desk.presences.list_all()
         else:
             listed = await desk.presences.list((await desk.directory.find_tenant(tenant)).id)
         return [
             {
-                "tenant": names.get(TenantId(each.tenant), str(each.tenant)),
+                "tenant": names.get(str(each.tenant), str(each.tenant)),
                 "gateway": str(each.gateway),
                 "pid": each.pid,
                 "running": each.running,

@@ -234,7 +234,7 @@ async def test_what_fails_is_rolled_back(database: Database, make_caller: MakeCa
         ]
 
 
-def test_tenant_ids_are_minted_in_three_places() -> None:
+def test_tenant_ids_are_minted_in_four_places() -> None:
     """Whoever holds a TenantId got it from a proof, a key or the directory; the type is the first wall."""
     minted = {
         path.relative_to(ROOT).as_posix()
