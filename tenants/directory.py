@@ -1,6 +1,6 @@
 """The life of tenants, their policies and their keys. Every change is durable when it returns.
 
-`TenantId` is minted here, in `access.py` and in `keys.py`, nowhere else.
+`TenantId` is minted here, in `access.py`, `keys.py` and `lifecycle.py`, nowhere else.
 """
 
 from __future__ import annotations
