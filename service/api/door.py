@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.api.identify import Identify
+    from service.asks import Running
     from service.ledger import Ledger
 
 OPEN_PATHS = frozenset(
@@ -51,10 +52,13 @@ log = get_logger(__name__)
 class Door:
     """Lets callers in. Outermost but for Starlette's own last resort."""
 
-    def __init__(self, app: ASGIApp, *, identify: Identify, ledger: Ledger, body_limit_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, identify: Identify, ledger: Ledger, running: Running, body_limit_bytes: int
+    ) -> None:
         self.app = app
         self.identify = identify
         self.ledger = ledger
+        self.running = running
         self.body_limit_bytes = body_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,7 +123,11 @@ class Door:
                 raise _too_large(most_bytes)
             return message
 
-        await self.app(scope, receive_capped, send)
+        if exchange.caller is None:
+            await self.app(scope, receive_capped, send)
+            return
+        with self.running.under_way(exchange):
+            await self.app(scope, receive_capped, send)
 
     async def _record(self, exchange: Exchange, exc: Exception) -> Trouble:
         """What to answer for `exc`; for a known caller only after the log has its entry ("no entry, no answer")."""
@@ -172,6 +180,7 @@ def problem(trouble: Trouble, exchange: Exchange) -> Response:
         "limit": trouble.limit,
         "reason": trouble.reason,
         "violated-policies": list(trouble.violated) or None,
+        "errors": [{"field": fault.field, "detail": fault.why} for fault in trouble.faults] or None,
     }
     headers = dict(trouble.headers)
     if trouble.retry_after_s is not None:
