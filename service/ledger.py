@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tenants.audit import Decision, Entry, micro_units
+from tenants.audit import Decision, Entry, micro_units, tell_item
 from tenants.sessions import make_session_id
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class Ledger:
         caller = _caller(exchange)
         prints = await self.audit.fingerprints(caller.tenant)
         items = [prints.item(item.text, item.image) for item in ask.items] if ask is not None else []
+        queries = len(items) - len(ask.documents) if ask is not None else 0
         return Entry(
             request_id=exchange.request_id,
             tenant=caller.tenant,
@@ -130,9 +131,9 @@ class Ledger:
             decision=decision,
             code=code,
             status=status,
-            query=items[0] if items else None,
-            documents=tuple(items[1:]),
-            document_count=len(items[1:]),
+            query=items[0] if queries == 1 else None,
+            documents=tuple(items[queries:]),
+            document_count=len(items) - queries,
             image_count=len(ask.images) if ask is not None else 0,
             places=tuple((place.index, micro_units(place.score)) for place in ranking.places)
             if ranking is not None
@@ -144,6 +145,7 @@ class Ledger:
             stages_us=tuple((name, round(ms * 1000)) for name, ms in stages_ms.items()),
             client=prints.address(exchange.client_address),
             session=session or (ask.session if ask is not None else None) or "",
+            details={"queries": [tell_item(item) for item in items[:queries]]} if queries > 1 else {},
         )
 
 
