@@ -16,8 +16,10 @@ from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, Response
 
 from service import __version__
+from service.api.dialects import DIALECTS
 from service.api.door import Door
-from service.api.schemas import RerankRequest, SessionRequest
+from service.api.ranking import build_ranking_router
+from service.api.schemas import SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
 from service.bindings import Bindings
@@ -132,14 +134,15 @@ def create_app(
         exception_handlers={HTTPException: _translate},
     )
     app.include_router(
-        build_router(
+        build_ranking_router(
             rerank=rerank,
-            fleet=serving,
-            screen=screen,
-            database=database,
             model=settings.model_name,
+            aliases=frozenset(settings.model_aliases),
             deadline_s=settings.deadline_s,
         )
+    )
+    app.include_router(
+        build_router(fleet=serving, screen=screen, database=database, model=settings.model_name)
     )
     app.include_router(
         build_sessions_router(
@@ -208,7 +211,7 @@ def _document(app: FastAPI) -> None:
             components = schema.setdefault("components", {})
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
-            for model in (RerankRequest, SessionRequest):
+            for model in (*(dialect.request for dialect in DIALECTS), SessionRequest):
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {

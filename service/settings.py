@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import DEMO
 
@@ -35,6 +36,11 @@ class Settings(BaseSettings):
         DEMO,
         min_length=1,
         description="`pericarp-demo`, a Qwen2.5-VL checkpoint folder, or a hub name such as `vec-ai/lychee-rerank-mm`.",
+    )
+    model_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Other names of the model on the dialects' paths, separated by commas, for clients that send their "
+        "vendor's: `rerank-v3.5,jina-reranker-m0,rerank-2.5`.",
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`."
@@ -91,6 +97,13 @@ class Settings(BaseSettings):
     def model_name(self) -> str:
         """The model's name as callers see it: of a folder its last part, for no answer holds a path."""
         return Path(self.model).resolve().name if self.model != DEMO and self.model_is_local else self.model
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
 
     @model_validator(mode="after")
     def _own_database_needs_both_urls_to_migrate(self) -> Settings:
