@@ -22,6 +22,7 @@ from service.api.ranking import build_ranking_router
 from service.api.schemas import SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
+from service.api.usage import build_usage_router
 from service.bindings import Bindings
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 
-REAP_EVERY_S = 30.0
+REAP_EVERY_S = 10.0
+FORGET_EVERY_S = 3600.0
 SWEEP_EVERY_S = 5.0
 """How long workers may keep what belongs to a session that expired, or that another gateway closed."""
 
@@ -109,11 +111,16 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         try:
+            await quotas.extend_lease()
             await screen.start()
             await serving.start()
+            beating = asyncio.create_task(_beat(quotas), name="beating")
+            forgetting = asyncio.create_task(_forget(quotas), name="forgetting")
             reaper = asyncio.create_task(_reap(quotas), name="reaper")
             sweeper = asyncio.create_task(_sweep(bindings), name="sweeper")
             yield
+            beating.cancel()
+            forgetting.cancel()
             reaper.cancel()
             sweeper.cancel()
         finally:
@@ -149,6 +156,7 @@ def create_app(
             ledger=ledger, sessions=sessions, bindings=bindings, deadline_s=settings.deadline_s
         )
     )
+    app.include_router(build_usage_router(quotas=quotas))
     _document(app)
     app.state.fleet = serving
     return app
@@ -157,6 +165,32 @@ def create_app(
 def _hear(line: str) -> None:
     """What a screening child says on its stderr; it never holds bytes of an image."""
     log.warning("A screening child says something.", action="child_says", line=line)
+
+
+async def _beat(quotas: Quotas) -> None:
+    """Say that this gateway lives, for as long as it does: its slots are its own until it stops saying so."""
+    while True:
+        await asyncio.sleep(quotas.beat_s)
+        try:
+            lived = await quotas.extend_lease()
+        except DatabaseUnavailable:
+            continue  # nor can anybody else take the slots meanwhile
+        if not lived:
+            log.warning(
+                "the lease ran out; what ran under it may be counted as orphaned", action="lease_lost"
+            )
+
+
+async def _forget(quotas: Quotas) -> None:
+    """Delete usage that is older than its tenant keeps it."""
+    while True:
+        await asyncio.sleep(FORGET_EVERY_S)
+        try:
+            forgotten = await quotas.forget_usage()
+        except DatabaseUnavailable:
+            continue
+        if forgotten:
+            log.info("deleted old usage", action="usage_forgotten", count=forgotten)
 
 
 async def _reap(quotas: Quotas) -> None:

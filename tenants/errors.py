@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from tenants.quotas import Standing
+    from tenants.limits import Standing
 
 
 class TenancyError(Exception):
@@ -139,9 +139,9 @@ class InvalidKeyLimits(TenancyError):
 class QuotaExceeded(TenancyError):
     """A limit of the tenant is used up.
 
-    `violated` names the limits (`requests`, `images`, `concurrency`, or `sessions` alone); all of them let
-    the same request through `retry_after_s` from now if nothing else is asked meanwhile. `standings` tells every limit's
-    state.
+    `violated` names the limits (of `tenants.limits`, or `sessions` alone); all of them let the same request through
+    `retry_after_s` from now if nothing else is asked meanwhile and what runs has ended. `standings` tells every
+    limit's state.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
 from service.api.dialects import dialect_of
+from service.api.limits import limit_headers
 from service.asks import Exchange
 from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, describe
 from service.watch import metrics
@@ -70,6 +71,7 @@ class Door:
                     headers["Server-Timing"] = server_timing(exchange)
                 if exchange.entry_id is not None:
                     headers["Pericarp-Receipt"] = exchange.entry_id
+                headers.update(limit_headers(exchange.standings))
             await send(message)
 
         try:
