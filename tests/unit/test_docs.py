@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from service.__main__ import app
-from service.api import schemas
+from service.api import items, schemas
+from service.api.dialects import DIALECTS
 from service.api.door import OPEN_PATHS
 from service.api.usage import KeySpans, LimitState, UsageAnswer, Used
 from service.errors import TABLE, describe
@@ -43,7 +44,7 @@ def settings_table() -> list[str]:
         if field.default is PydanticUndefined:
             default = "the cores of this machine"
         else:
-            default = "unset" if field.default is None else f"`{field.default}`"
+            default = "unset" if field.default in (None, ()) else f"`{field.default}`"
         rows.append(f"| `PERICARP_{name.upper()}` | {default} | {field.description} |")
     return rows
 
@@ -88,7 +89,8 @@ def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> 
     "path",
     sorted(
         {path for path in OPEN_PATHS if "." not in path}
-        | {"/v1/rerank", "/v1/models", "/v1/usage", "/metrics", *SESSIONS}
+        | {path for dialect in DIALECTS for path in dialect.paths}
+        | {"/v1/models", "/v1/usage", "/metrics", *SESSIONS}
     ),
 )
 def test_every_path_stands_in_the_api_page(path: str) -> None:
@@ -98,9 +100,9 @@ def test_every_path_stands_in_the_api_page(path: str) -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        *schemas.RerankRequest.model_fields,
-        *schemas.TextAndImage.model_fields,
-        *schemas.Content.model_fields,
+        *(name for dialect in DIALECTS for name in dialect.request.model_fields),
+        *items.TextAndImage.model_fields,
+        *items.Content.model_fields,
         *schemas.SessionRequest.model_fields,
     ],
 )
