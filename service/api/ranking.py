@@ -16,6 +16,7 @@ from service.api.dialects import DIALECTS
 from service.api.dialects.union import UNION
 from service.api.requests import PROBLEMS, Responses, read_body, require
 from service.errors import ModelUnknown
+from tenants.access import Scope
 
 if TYPE_CHECKING:
     from service.api.dialects import Dialect
@@ -34,7 +35,7 @@ def build_ranking_router(
         async def rank_documents(request: Request) -> Response:
             exchange: Exchange = request.state.exchange
             exchange.operation = dialect.operation
-            policy = require(exchange, "search").policy
+            policy = require(exchange, "search", Scope.RERANK).policy
             body = await read_body(request, deadline_s)
             with exchange.stage("parse"):
                 ask, named = dialect.read(
@@ -48,6 +49,8 @@ def build_ranking_router(
                 raise ModelUnknown(
                     f"That model is not served here; leave `model` out or use {model!r}.", field="model"
                 )
+            if ask.session is not None:
+                require(exchange, "search", Scope.SESSIONS)
             ranking = await rerank(exchange, ask)
             told = dialect.answer(exchange, ask, ranking, model)
             return Response(orjson.dumps(told), media_type="application/json")
