@@ -50,9 +50,10 @@ def used_up(service: Service) -> Tenant:
 
 
 @pytest.fixture(scope="module")
-def auditor(service: Service, acme: Tenant) -> str:
+def narrow(service: Service, acme: Tenant) -> str:
     """A key that may not rank."""
-    key: str = service.make_key(acme.name, "auditor")["key"]
+    key: str = service.tell("key", "create", acme.name, "--scope", "sessions")["key"]
+    service.issued.append(key)
     return key
 
 
@@ -147,7 +148,7 @@ def test_cohere_s_v1_client_gets_whole_documents_back(service: Service) -> None:
     assert all(set(result) == {"index", "relevance_score"} for result in raw["results"])
 
 
-def test_cohere_s_clients_raise_their_own_errors(service: Service, used_up: Tenant, auditor: str) -> None:
+def test_cohere_s_clients_raise_their_own_errors(service: Service, used_up: Tenant, narrow: str) -> None:
     def rank(client: Any, **fields: Any) -> None:
         with client:
             client.rerank(**{"model": "pericarp-demo", "query": QUERY, "documents": DOCUMENTS, **fields})
@@ -157,7 +158,7 @@ def test_cohere_s_clients_raise_their_own_errors(service: Service, used_up: Tena
             rank(make(service, "prc_live_wrong"))
         assert unauthorized.value.body["message"] == "invalid api token"
         with pytest.raises(cohere.ForbiddenError):
-            rank(make(service, auditor))
+            rank(make(service, narrow))
         with pytest.raises(cohere.NotFoundError) as unknown:
             rank(make(service), model="rerank-v9")
         assert "model 'rerank-v9' not found" in unknown.value.body["message"]
@@ -190,7 +191,7 @@ def test_voyage_s_client_ranks(service: Service, model: str) -> None:
     assert len(voyage(service).rerank(QUERY, ["a", " "], model=model, top_k=5).results) == 2
 
 
-def test_voyage_s_client_raises_its_own_errors(service: Service, used_up: Tenant, auditor: str) -> None:
+def test_voyage_s_client_raises_its_own_errors(service: Service, used_up: Tenant, narrow: str) -> None:
     with pytest.raises(voyageai.error.AuthenticationError) as unknown:
         voyage(service, "prc_live_wrong").rerank(QUERY, DOCUMENTS, model="rerank-2.5")
     assert str(unknown.value) == "Provided API key is invalid."
@@ -200,7 +201,7 @@ def test_voyage_s_client_raises_its_own_errors(service: Service, used_up: Tenant
     with pytest.raises(voyageai.error.RateLimitError) as many:
         voyage(service, used_up.key).rerank(QUERY, DOCUMENTS, model="rerank-2.5")
     assert int(many.value.headers["retry-after"]) >= 1
-    for key, documents in ((auditor, DOCUMENTS), (service.key, ["x" * (BODY_LIMIT_BYTES + 1)])):
+    for key, documents in ((narrow, DOCUMENTS), (service.key, ["x" * (BODY_LIMIT_BYTES + 1)])):
         with pytest.raises(voyageai.error.APIError) as other:
             voyage(service, key).rerank(QUERY, documents, model="rerank-2.5")
         assert other.value.http_status in (403, 413)
@@ -333,7 +334,7 @@ def asked(service: Service, key: str | None, **headers: str) -> Iterator[httpx.C
 
 @pytest.mark.parametrize("path", SHAPES)
 def test_every_error_of_the_door_is_in_the_dialect_of_the_path(
-    service: Service, used_up: Tenant, auditor: str, path: str
+    service: Service, used_up: Tenant, narrow: str, path: str
 ) -> None:
     shape = SHAPES[path]
     body: Any = {"model": "pericarp-demo", "query": "q", "documents": ["a"]}
@@ -348,7 +349,7 @@ def test_every_error_of_the_door_is_in_the_dialect_of_the_path(
             405: client.get(path),
             413: client.post(path, content=b" " * (BODY_LIMIT_BYTES + 1)),
         }
-    answers[403] = post(service, path, body, auditor)
+    answers[403] = post(service, path, body, narrow)
     answers[429] = post(service, path, body, used_up.key)
     for status, answer in answers.items():
         assert answer.status_code == status, answer.text
