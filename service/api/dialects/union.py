@@ -55,6 +55,7 @@ def complain(trouble: Trouble, exchange: Exchange) -> Complaint:
         "limit": trouble.limit,
         "reason": trouble.reason,
         "violated-policies": list(trouble.violated) or None,
+        "errors": [{"field": fault.field, "detail": fault.why} for fault in trouble.faults] or None,
     }
     told = {key: value for key, value in body.items() if value is not None}
     return Complaint(trouble.status, told, "application/problem+json")
