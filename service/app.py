@@ -305,8 +305,8 @@ def _document(app: FastAPI) -> None:
             components = schema.setdefault("components", {})
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
-            ours = (*(dialect.request for dialect in DIALECTS), SessionRequest)
-            bodies: tuple[type[BaseModel], ...] = (*ours, *BODIES)
+            bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
+            bodies += [SessionRequest, *BODIES]
             for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}

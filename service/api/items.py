@@ -69,7 +69,9 @@ def _kind(value: object) -> str | None:
 
 def string_or_object(value: object) -> str | None:
     """The tag of a JSON value where a side is one of these two."""
-    return {str: "string", dict: "object"}.get(type(value))
+    if isinstance(value, str):
+        return "string"
+    return "object" if isinstance(value, dict) else None
 
 
 Side = Annotated[

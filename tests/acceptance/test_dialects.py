@@ -16,6 +16,7 @@ import httpx
 import pytest
 import voyageai
 from cohere.core.api_error import ApiError
+from voyageai.client import Client as VoyageClient
 
 from tests.acceptance.service_process import REPOSITORY, Service, Tenant
 from tests.assets.images import encode, photo
@@ -71,8 +72,8 @@ def cohere_v1(service: Service, key: str | None = None) -> cohere.Client:
     return cohere.Client(key or service.key, base_url=f"{service.url}/cohere", max_retries=0)
 
 
-def voyage(service: Service, key: str | None = None) -> voyageai.Client:
-    return voyageai.Client(
+def voyage(service: Service, key: str | None = None) -> VoyageClient:
+    return VoyageClient(
         api_key=key or service.key, base_url=f"{service.url}/voyage/v1", max_retries=1, timeout=60
     )
 

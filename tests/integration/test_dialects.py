@@ -14,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 import voyageai
+from voyageai.client import Client as VoyageClient
 
 from service.app import create_app
 from service.errors import CLIENT_CLOSED
@@ -52,7 +53,7 @@ class Served:
             await asyncio.to_thread(client.rerank, model=MODEL, query=query, documents=["a"])
 
     async def ask_as_voyage(self, query: str, truncation: bool = True) -> None:
-        client = voyageai.Client(api_key=self.key, base_url=f"{self.url}/voyage/v1", max_retries=1)
+        client = VoyageClient(api_key=self.key, base_url=f"{self.url}/voyage/v1", max_retries=1)
 
         def rank() -> None:
             with closed_sessions():

@@ -284,6 +284,14 @@ def test_two_pairs_of_names_are_refused() -> None:
     assert refused(VLLM_SCORE, {"queries": "a", "documents": "b", "items": "c"}).field == "documents"
 
 
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_the_examples_of_the_description_are_requests(dialect: Dialect) -> None:
+    assert dialect.examples
+    for example in dialect.examples.values():
+        body = json.dumps(example).replace("data:image/png;base64,…", URL).replace("…", BARE)
+        read(dialect, body.encode())
+
+
 # Answers
 
 
@@ -420,7 +428,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=3),
     max_leaves=8,
 )
-sides = words | st.fixed_dictionaries(
+sides: Any = words | st.fixed_dictionaries(
     {}, optional={"text": words, "image": st.sampled_from([URL, BARE, "x"]) | words, "id": words | anything}
 )
 sides |= st.fixed_dictionaries({"content": st.lists(st.just(PART) | anything, max_size=3)}) | anything

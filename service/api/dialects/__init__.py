@@ -17,6 +17,8 @@ from service.api.dialects.union import UNION
 from service.api.dialects.vllm import VLLM_RERANK, VLLM_SCORE
 from service.api.dialects.voyage import VOYAGE
 
+__all__ = ["DIALECTS", "Dialect", "dialect_of"]
+
 DIALECTS: tuple[Dialect, ...] = (UNION, COHERE_V1, COHERE_V2, JINA, VOYAGE, VLLM_RERANK, VLLM_SCORE)
 
 _BY_PREFIX = {"cohere": COHERE_V2, "v2": COHERE_V2, "jina": JINA, "voyage": VOYAGE, "vllm": VLLM_RERANK}

@@ -268,7 +268,7 @@ COHERE_V1 = Dialect(
     refused=CohereError,
     about="As Cohere's v1 API: text, or objects of strings of which `rank_fields` are read.",
     examples={
-        "Text": {"query": "red fruit", "documents": ["a blue car", {"text": "an apple", "id": "7"}]},
+        "text": {"query": "red fruit", "documents": ["a blue car", {"text": "an apple", "id": "7"}]},
     },
 )
 COHERE_V2 = Dialect(
@@ -283,6 +283,6 @@ COHERE_V2 = Dialect(
     refused=CohereError,
     about="As Cohere's v2 API: text alone.",
     examples={
-        "Text": {"model": "rerank-v3.5", "query": "red fruit", "documents": ["a blue car", "an apple"]},
+        "text": {"model": "rerank-v3.5", "query": "red fruit", "documents": ["a blue car", "an apple"]},
     },
 )

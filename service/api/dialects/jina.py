@@ -140,7 +140,7 @@ JINA = Dialect(
     refused=JinaError,
     about="As Jina's API: text and images on either side; documents come back unless they are declined.",
     examples={
-        "Images": {
+        "images": {
             "model": "jina-reranker-m0",
             "query": "a pet",
             "documents": [{"image": "data:image/png;base64,…"}, {"text": "a cat"}],

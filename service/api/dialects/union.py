@@ -91,8 +91,8 @@ UNION = Dialect(
     refused=Problem,
     about="Query and documents are each text, an image, or both; up to 1,000 documents in one request.",
     examples={
-        "Text among text": {"query": "red fruit", "documents": ["a blue car", "an apple"], "top_n": 1},
-        "Text and images among each other": {
+        "text": {"query": "red fruit", "documents": ["a blue car", "an apple"], "top_n": 1},
+        "images": {
             "query": {"text": "a pet"},
             "documents": [{"image": "data:image/png;base64,…"}, {"text": "a cat", "image": "…"}],
         },

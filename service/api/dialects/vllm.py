@@ -354,7 +354,7 @@ VLLM_RERANK = Dialect(
     refused=VllmError,
     about="As vLLM's rerank API: text and content parts on either side.",
     examples={
-        "Text and an image": {
+        "images": {
             "query": "a pet",
             "documents": [
                 "a cat",
@@ -375,7 +375,7 @@ VLLM_SCORE = Dialect(
     refused=VllmError,
     about="As vLLM's score API: one query for all documents, or one for each; scores in the request's order.",
     examples={
-        "One query": {"queries": "a pet", "documents": ["a cat", "an apple"]},
-        "A query for each": {"queries": ["a pet", "red fruit"], "documents": ["a cat", "an apple"]},
+        "one query": {"queries": "a pet", "documents": ["a cat", "an apple"]},
+        "a query for each": {"queries": ["a pet", "red fruit"], "documents": ["a cat", "an apple"]},
     },
 )

@@ -143,6 +143,6 @@ VOYAGE = Dialect(
     refused=VoyageError,
     about="As Voyage's API: text alone.",
     examples={
-        "Text": {"query": "red fruit", "documents": ["a blue car", "an apple"], "model": "rerank-2.5"},
+        "text": {"query": "red fruit", "documents": ["a blue car", "an apple"], "model": "rerank-2.5"},
     },
 )
