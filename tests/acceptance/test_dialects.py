@@ -83,6 +83,12 @@ def post(service: Service, path: str, body: Any, key: str | None = None) -> http
         return client.post(path, json=body)
 
 
+def answered(service: Service, path: str, body: Any) -> Any:
+    answer = post(service, path, body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
 def check_order(scores: list[float]) -> None:
     assert scores == sorted(scores, reverse=True)
     assert all(0 <= score <= 1 for score in scores)
@@ -145,7 +151,7 @@ def test_cohere_s_v1_client_gets_whole_documents_back(service: Service) -> None:
     assert answer.results[0].document.dict() == documents[0]
     assert read.results[0].index == 1
     assert read.results[0].document is None
-    raw = post(service, "/cohere/v1/rerank", {"query": QUERY, "documents": documents}).json()
+    raw = answered(service, "/cohere/v1/rerank", {"query": QUERY, "documents": documents})
     assert all(set(result) == {"index", "relevance_score"} for result in raw["results"])
 
 
@@ -221,7 +227,7 @@ def test_jina_s_requests_rank_images_and_texts(service: Service, model: str) -> 
         "rain",
     ]
     body = {"model": model, "query": "an apple", "documents": documents, "top_n": 3}
-    answer = post(service, "/jina/v1/rerank", body).json()
+    answer = answered(service, "/jina/v1/rerank", body)
     assert set(answer) == {"model", "object", "usage", "results"}
     assert answer["model"] == "pericarp-demo"
     assert answer["results"][0]["index"] == 1
@@ -230,7 +236,7 @@ def test_jina_s_requests_rank_images_and_texts(service: Service, model: str) -> 
     for result in answer["results"]:
         sent = documents[result["index"]]
         assert result["document"] == ({"text": sent} if isinstance(sent, str) else sent)
-    told = post(service, "/jina/v1/rerank", {**body, "return_documents": False}).json()
+    told = answered(service, "/jina/v1/rerank", {**body, "return_documents": False})
     assert all(set(result) == {"index", "relevance_score"} for result in told["results"])
     by_image = post(service, "/jina/v1/rerank", {**body, "query": {"image": image("red-apple.webp")}})
     assert by_image.status_code == 200
@@ -250,7 +256,7 @@ def test_vllm_s_rerank_example(service: Service) -> None:
     ]
     body = {"model": model, "query": "an apple", "documents": documents}
     for path in ("/vllm/rerank", "/vllm/v1/rerank", "/vllm/v2/rerank"):
-        answer = post(service, path, body).json()
+        answer = answered(service, path, body)
         assert set(answer) == {"id", "model", "usage", "results"}
         assert answer["results"][0]["index"] == 1
         assert [
@@ -260,19 +266,17 @@ def test_vllm_s_rerank_example(service: Service) -> None:
             *({"text": None, "multi_modal": side["content"]} for side in documents if isinstance(side, dict)),
         ]
     whole = {"content": [{"type": "text", "text": "an apple"}, part("red-apple.webp")]}
-    answer = post(service, "/vllm/rerank", {"query": whole, "documents": whole, "top_n": 5}).json()
+    answer = answered(service, "/vllm/rerank", {"query": whole, "documents": whole, "top_n": 5})
     assert len(answer["results"]) == 1
-    assert (
-        len(post(service, "/vllm/rerank", {"query": "q", "documents": ["", " ", "a"]}).json()["results"]) == 3
-    )
+    assert len(answered(service, "/vllm/rerank", {"query": "q", "documents": ["", " ", "a"]})["results"]) == 3
 
 
 def test_vllm_s_score_example(service: Service) -> None:
     for path in ("/score", "/v1/score", "/vllm/score", "/vllm/v1/score"):
-        answer = post(service, path, {"text_1": QUERY, "text_2": DOCUMENTS}).json()
+        answer = answered(service, path, {"text_1": QUERY, "text_2": DOCUMENTS})
         assert set(answer) == {"id", "object", "created", "model", "data", "usage"}
         assert [each["index"] for each in answer["data"]] == [0, 1, 2]
-    ranked = post(service, "/vllm/rerank", {"query": QUERY, "documents": DOCUMENTS}).json()["results"]
+    ranked = answered(service, "/vllm/rerank", {"query": QUERY, "documents": DOCUMENTS})["results"]
     by_rank = {each["index"]: each["relevance_score"] for each in ranked}
     assert [each["score"] for each in answer["data"]] == pytest.approx(
         [by_rank[at] for at in range(3)], abs=1e-6
@@ -295,7 +299,7 @@ def test_pairs_score_as_they_would_one_by_one_and_are_one_request(service: Servi
     assert answer.status_code == 200, answer.text
     scores = [each["score"] for each in answer.json()["data"]]
     alone = [
-        post(service, "/v1/score", {"data_1": [query], "data_2": [document]}).json()["data"][0]["score"]
+        answered(service, "/v1/score", {"data_1": [query], "data_2": [document]})["data"][0]["score"]
         for query, document in pairs
     ]
     assert scores == pytest.approx(alone, abs=0.02), "bf16 packs round differently"

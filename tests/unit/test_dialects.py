@@ -288,7 +288,9 @@ def test_two_pairs_of_names_are_refused() -> None:
 def test_the_examples_of_the_description_are_requests(dialect: Dialect) -> None:
     assert dialect.examples
     for example in dialect.examples.values():
-        body = json.dumps(example).replace("data:image/png;base64,…", URL).replace("…", BARE)
+        body = (
+            json.dumps(example, ensure_ascii=False).replace("data:image/png;base64,…", URL).replace("…", BARE)
+        )
         read(dialect, body.encode())
 
 
