@@ -309,7 +309,8 @@ def test_pairs_score_as_they_would_one_by_one_and_are_one_request(service: Servi
     assert [index for index, _ in entry["places"]] == [0, 1, 2, 3, 4]
     assert (entry["document_count"], entry["query"]) == (5, None)
     prints = entry["details"]["queries"]
-    assert prints[0] == prints[2] and prints[1] == prints[4] and prints[1] == entry["documents"][0]
+    assert (prints[0], prints[1]) == (prints[2], prints[4])
+    assert prints[1]["image"] == entry["documents"][0]["image"]
     assert entry["input_tokens"] == answer.json()["usage"]["prompt_tokens"]
     again = [
         post(service, "/v1/score", {"data_1": "q", "data_2": "d"}, tenant.key).status_code for _ in range(4)
