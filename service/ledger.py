@@ -177,6 +177,7 @@ class Ledger:
             session=session or (ask.session if ask is not None else None) or "",
             details={"queries": [tell_item(item) for item in items[:queries]]} if queries > 1 else {},
             shadowed=shadowed,
+            details={"subject": prints.subject(caller.subject)} if caller.subject else {},
         )
 
 
