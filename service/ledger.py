@@ -152,6 +152,11 @@ class Ledger:
         prints = await self.audit.fingerprints(caller.tenant)
         items = [prints.item(item.text, item.image) for item in ask.items] if ask is not None else []
         queries = len(items) - len(ask.documents) if ask is not None else 0
+        details: dict[str, object] = {}
+        if queries > 1:
+            details["queries"] = [tell_item(item) for item in items[:queries]]
+        if caller.subject:
+            details["subject"] = prints.subject(caller.subject)
         return Entry(
             request_id=exchange.request_id,
             tenant=caller.tenant,
@@ -175,9 +180,8 @@ class Ledger:
             stages_us=tuple((name, round(ms * 1000)) for name, ms in stages_ms.items()),
             client=prints.address(exchange.client_address),
             session=session or (ask.session if ask is not None else None) or "",
-            details={"queries": [tell_item(item) for item in items[:queries]]} if queries > 1 else {},
             shadowed=shadowed,
-            details={"subject": prints.subject(caller.subject)} if caller.subject else {},
+            details=details,
         )
 
 
