@@ -16,7 +16,9 @@ from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, Response
 
 from service import __version__
+from service.api.addresses import Proxies
 from service.api.door import Door
+from service.api.identify import Identify
 from service.api.schemas import RerankRequest, SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
@@ -25,16 +27,21 @@ from service.bindings import Bindings
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
 from service.ledger import Ledger
+from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
 from service.screening.pool import Screen
+from service.upkeep import Upkeep
 from service.watch.logs import get_logger, where_it_broke
 from tenants.access import Access
 from tenants.audit import Audit
+from tenants.changes import Changes
 from tenants.database import Database
 from tenants.errors import DatabaseUnavailable
+from tenants.kept import KEPT_S
 from tenants.quotas import Quotas
 from tenants.sessions import Sessions
+from tenants.uses import Uses
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -64,10 +71,20 @@ def create_app(
     Tests may replace the fleet; nothing else is ever replaced.
     """
     database = Database(installation.app_url)
-    access = Access(database, pepper=installation.pepper)
+    access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
     audit = Audit(database, master_key=installation.master_key)
     quotas = Quotas(database)
     sessions = Sessions(database)
+    uses = Uses(database)
+    refusals = Refusals(audit)
+    upkeep = Upkeep(
+        changes=Changes(installation.app_url, changed=access.forget, missed=access.forget_all),
+        uses=uses,
+        refusals=refusals,
+    )
+    identify = Identify(
+        access=access, uses=uses, refusals=refusals, proxies=Proxies(settings.trusted_proxies)
+    )
     ledger = Ledger(
         quotas=quotas,
         sessions=sessions,
@@ -97,6 +114,8 @@ def create_app(
         idle_s=settings.worker_idle_s,
         start_s=settings.worker_start_s,
         queue_limit=settings.queue_limit,
+        share_weights=settings.share_weights,
+        weights_check_s=settings.weights_check_s,
         keep_warm=keep_warm,
         offline=settings.model_is_local,
     )
@@ -109,6 +128,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         try:
+            upkeep.start()
             await quotas.extend_lease()
             await screen.start()
             await serving.start()
@@ -124,6 +144,7 @@ def create_app(
         finally:
             await serving.close()
             await screen.close()
+            await upkeep.close()
             await database.close()
 
     app = FastAPI(
@@ -134,7 +155,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         middleware=[
-            Middleware(Door, access=access, ledger=ledger, body_limit_bytes=settings.body_limit_bytes),
+            Middleware(Door, identify=identify, ledger=ledger, body_limit_bytes=settings.body_limit_bytes),
         ],
         exception_handlers={HTTPException: _translate},
     )
@@ -246,7 +267,11 @@ def _document(app: FastAPI) -> None:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer", "bearerFormat": "prc_live_…"}
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "prc_live_…, prc_admin_…, or a JWT",
+                }
             }
             schema["security"] = [{"key": []}]
             app.openapi_schema = schema

@@ -18,9 +18,9 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from tenants.access import random_base62
 from tenants.audit import SCHEMA_VERSION, Decision, Entry, encode
 from tenants.errors import QuotaExceeded, RequestTooCostly, SessionNotFound
+from tenants.key_text import random_base62
 from tenants.limits import Standing
 from tenants.tables import session as table
 

@@ -24,13 +24,14 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, UUID
 
 SCHEMA = "pericarp"
 metadata = MetaData(schema=SCHEMA)
 
 _NOW = text("clock_timestamp()")
 _NEVER = text("'-infinity'")
+_EMPTY = text("'{}'")
 
 
 def _time(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
@@ -84,6 +85,23 @@ key = Table(
     _time("created_at", default=True),
     _time("expires_at", nullable=True),
     _time("revoked_at", nullable=True),
+    Column("kind", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False, server_default=_EMPTY),
+    Column(
+        "allowed_cidrs",
+        ARRAY(CIDR),
+        nullable=False,
+        server_default=_EMPTY,
+        comment="empty: from everywhere",
+    ),
+    Column("limits", JSONB, nullable=False, server_default=_EMPTY),
+    Column("revoked_reason", Text),
+    Column(
+        "last_used_at",
+        TIMESTAMP(timezone=True),
+        comment="written in batches, some seconds late",
+    ),
+    Column("last_used_address", INET),
     PrimaryKeyConstraint("tenant_id", "id", name="key_pkey"),
     UniqueConstraint("id", name="key_id_key"),
 )
@@ -101,6 +119,24 @@ key_secret = Table(
     ForeignKeyConstraint(
         ["tenant_id", "key_id"], ["pericarp.key.tenant_id", "pericarp.key.id"], name="key_secret_key_fkey"
     ),
+)
+
+denied_token = Table(
+    "denied_token",
+    metadata,
+    Column(
+        "tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="denied_token_tenant_fkey"), nullable=False
+    ),
+    Column("issuer", Text, nullable=False),
+    Column("jti", Text, nullable=False),
+    _time("denied_at", default=True),
+    Column(
+        "until",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        comment="after it the token is expired anyway, and the row goes",
+    ),
+    PrimaryKeyConstraint("tenant_id", "issuer", "jti", name="denied_token_pkey"),
 )
 
 audit_inbox = Table(

@@ -15,6 +15,7 @@ from service.api.requests import PROBLEMS, read_body, require
 from service.api.schemas import RerankAnswer, read
 from service.errors import ModelUnknown, NotReady
 from service.watch import metrics
+from tenants.access import Scope
 
 if TYPE_CHECKING:
     from service.asks import Ask, Exchange, RawItem
@@ -70,7 +71,7 @@ def build_router(
         """Query and documents are each text, an image, or both; up to 1,000 documents in one request."""
         exchange: Exchange = request.state.exchange
         exchange.operation = "rerank"
-        caller = require(exchange, "search")
+        caller = require(exchange, "search", Scope.RERANK)
         policy = caller.policy
         body = await read_body(request, deadline_s)
         with exchange.stage("parse"):
@@ -84,6 +85,8 @@ def build_router(
             raise ModelUnknown(
                 f"That model is not served here; leave `model` out or use {model!r}.", field="model"
             )
+        if ask.session is not None:
+            require(exchange, "search", Scope.SESSIONS)
         ranking = await rerank(exchange, ask)
         return Response(orjson.dumps(_answer(exchange, ask, ranking, model)), media_type="application/json")
 
@@ -117,17 +120,22 @@ def build_router(
         if not all(checks.values()):
             missing = ", ".join(name for name, ready in checks.items() if not ready)
             raise NotReady(f"Not ready yet: {missing}.", reason=missing)
-        return {"status": "ready", "checks": checks}
+        weights = "unknown" if fleet.card is None else fleet.card.weights
+        return {"status": "ready", "checks": checks, "weights": weights}
 
     @router.get("/metrics", tags=["operations"], summary="Prometheus metrics (platform_admin keys)")
     async def export_metrics(request: Request) -> Response:
         """Counts over all tenants, so only the platform's own keys may read them."""
         request.state.exchange.operation = "metrics"
-        require(request.state.exchange, "platform_admin")
+        require(request.state.exchange, "platform_admin", Scope.METRICS)
         workers = fleet.workers()
         for state in ("assigned", "spare"):
             metrics.WORKERS.labels(state).set(sum(worker.state == state for worker in workers))
         metrics.WORKER_COMPILATIONS.set(sum(worker.compilations for worker in workers))
+        lent = fleet.lent
+        metrics.LENT_BYTES.set(lent.size_bytes)
+        metrics.LENT_WORKERS.set(lent.workers)
+        metrics.LENT_CHANGES.set(lent.changes)
         metrics.JOBS.labels("running").set(sum(worker.running for worker in workers))
         metrics.JOBS.labels("waiting").set(fleet.waiting)
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)

@@ -27,7 +27,8 @@ from models import Job, ModelCard
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet import replies
 from service.fleet.messages import Assign, Cancel, EndSession, ScoreReply, ScoreRequest
-from service.fleet.router import Scored, Ticket, WorkerState
+from service.fleet.ownership import Owner, Ownership, may_lend
+from service.fleet.router import LentState, Scored, Ticket, WorkerState
 from service.fleet.seats import Rules, Seat, Seating
 from service.fleet.starts import FIRST_UID, Starts, worker_launch
 from service.processes.children import Child, ChildLost, Launch, start_child
@@ -69,8 +70,14 @@ class LocalFleet:
         offline: bool = True,
         first_uid: int | None = FIRST_UID,
         worker: str = "service.fleet.worker",
+        owner: str = "service.fleet.owner",
+        share_weights: bool = True,
+        weights_check_s: float = 60.0,
     ) -> None:
-        """`worker` is the module that a worker runs. `first_uid` counts only where the gateway is root."""
+        """`worker` and `owner` are the modules that they run. `first_uid` counts only where the gateway is root.
+
+        Without `share_weights` every worker has a copy of its own.
+        """
         if len(keep_warm) > max_workers:
             raise ValueError(f"{len(keep_warm)} tenants to keep warm, but at most {max_workers} workers")
         self._seating = Seating(
@@ -97,6 +104,13 @@ class LocalFleet:
             told=self._hear,
         )
         self._starts = Starts(launch, first_uid=first_uid)
+        self._share_weights = share_weights
+        self._ownership = Ownership(
+            self._starts,
+            owner=owner if share_weights and may_lend(device) else None,
+            check_s=weights_check_s,
+            changed=partial(self._post, _look_again),
+        )
         self._overrun_s = overrun_s
         self._log = structlog.get_logger(source="fleet")
         self._open = False
@@ -121,6 +135,10 @@ class LocalFleet:
     @property
     def waiting(self) -> int:
         return sum(ticket.waits for line in self._seating.lines.values() for ticket in line)
+
+    @property
+    def lent(self) -> LentState:
+        return self._ownership.state
 
     def workers(self) -> tuple[WorkerState, ...]:
         now = time.monotonic()
@@ -149,6 +167,7 @@ class LocalFleet:
         self._refuse(list(self._seating.lines), *STOPPING)
         stops = (seat.child.stop() for seat in seats)
         await asyncio.gather(*stops, *self._endings, *self._work, return_exceptions=True)
+        await self._ownership.close()
         self._starts.unshare()
 
     async def score(self, tenant: str, job: Job, *, deadline_s: float, session: str | None = None) -> Scored:
@@ -199,17 +218,27 @@ class LocalFleet:
         """Do all that can be done now."""
         self._seating.forget_gone()
         self._end_hung(now)
+        self._end_disowned()
         self._serve(now)
         self._seat_missing(now)
         self._serve(now)
         for seat in self._seating.outdated(now):
             self._retire(seat, "idle")
+        self._ownership.advance(now)
         self._start_wanted(now)
 
     def _end_hung(self, now: float) -> None:
         for seat in self._seating.seats:
             if any(now > ticket.deadline_s + self._overrun_s for ticket in seat.tickets):
                 seat.child.kill("hung in a job long past its deadline")
+
+    def _end_disowned(self) -> None:
+        """End the workers whose weights were changed, or whose owner died; what they were at is done again."""
+        for seat in self._seating.disowned():
+            if seat.tickets:
+                seat.child.kill("its weights are no longer to be trusted")
+            else:
+                self._retire(seat, "its weights are no longer to be trusted")
 
     def _serve(self, now: float) -> None:
         """Give each worker as many of its tenant's next jobs as it has room for."""
@@ -237,10 +266,12 @@ class LocalFleet:
             retry_after_s = self._starts.retry_after_s(now)
             self._refuse(missing, "No worker can be started at the moment.", "worker_start", retry_after_s)
         wanted = self._seating.rules.spare_workers + min(len(missing), self._seating.free())
+        if not self._ownership.settled:
+            return
         if not self._starts.proven:  # prove that a worker can be had
             wanted = max(wanted, 1)
         for _ in range(self._starts.due(now, wanted - len(self._seating.spares()))):
-            self._run(self._start(self._starts.begin()), self._work)
+            self._run(self._start(*self._ownership.begin(share=self._share_weights)), self._work)
 
     def _refuse(self, tenants: Iterable[str], detail: str, reason: str, retry_after_s: int = 1) -> None:
         """Fail all that waits in these tenants' lines."""
@@ -254,17 +285,23 @@ class LocalFleet:
         self._log.info(
             "A worker retires.", action="worker_retire", pid=seat.child.pid, tenant=seat.tenant, reason=why
         )
-        self._run(seat.child.stop(), self._endings)
+        self._run(self._end(seat), self._endings)
 
     # Tasks, and the events that they end with.
 
-    async def _start(self, launch: Launch) -> None:
+    async def _start(self, launch: Launch, owner: Owner | None) -> None:
         try:
             child = await start_child(launch)
         except Exception as exc:  # noqa: BLE001 - whatever it is, a start that is not counted as failed hangs
+            self._ownership.give_back(owner)
             self._post(partial(self._mourn_start, str(exc) if isinstance(exc, ChildLost) else repr(exc)))
         else:
-            self._post(partial(self._welcome, child))
+            self._post(partial(self._welcome, child, owner))
+
+    async def _end(self, seat: Seat) -> None:
+        """Reap a worker. Only then is what it maps its owner's again."""
+        await seat.child.stop()
+        self._ownership.give_back(seat.owner)
 
     async def _score(self, seat: Seat, ticket: Ticket) -> None:
         request = ScoreRequest(ticket.id, ticket.tenant, ticket.job, ticket.deadline_s, ticket.session)
@@ -291,8 +328,8 @@ class LocalFleet:
         if seat is not None:
             self._run(_tell(seat.child, EndSession(session)), self._work)
 
-    def _welcome(self, child: Child) -> None:
-        seat = Seat(child)
+    def _welcome(self, child: Child, owner: Owner | None) -> None:
+        seat = Seat(child, owner=self._ownership.welcome(owner, child.hello.card))
         self._starts.succeeded(child.hello.card)
         self._seating.starts_fail = False
         self._seating.seats.append(seat)
@@ -325,7 +362,7 @@ class LocalFleet:
         self._log.warning(
             "A worker is lost.", action="worker_lost", pid=seat.child.pid, tenant=seat.tenant, reason=reason
         )
-        self._run(seat.child.stop(), self._endings)
+        self._run(self._end(seat), self._endings)
         again = []
         for ticket in seat.tickets:
             if ticket.attempts > 1:

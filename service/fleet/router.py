@@ -50,6 +50,19 @@ class WorkerState:
         return self.running > 0
 
 
+@dataclass(frozen=True, slots=True)
+class LentState:
+    """Weights that workers share on a GPU: their size there, 0 where none are lent, and how many workers map them.
+
+    Since the fleet's start they were checked `checks` times, and found changed `changes` times.
+    """
+
+    size_bytes: int = 0
+    workers: int = 0
+    checks: int = 0
+    changes: int = 0
+
+
 class Fleet(Protocol):
     """Workers that score. One event loop owns it."""
 
@@ -98,6 +111,11 @@ class Fleet(Protocol):
     @property
     def waiting(self) -> int:
         """How many jobs wait in line, all tenants together."""
+        ...
+
+    @property
+    def lent(self) -> LentState:
+        """What is known of weights that workers share on a GPU."""
         ...
 
     def workers(self) -> tuple[WorkerState, ...]:

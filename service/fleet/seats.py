@@ -8,10 +8,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from service.errors import Overloaded
 from service.fleet.router import Line, Ticket, WorkerState
 from service.processes.children import Child
+
+if TYPE_CHECKING:
+    from service.fleet.ownership import Owner
 
 PACE_WEIGHT = 0.2
 """Of the newest answer, in the average time from one answer of a worker to the next."""
@@ -51,6 +55,8 @@ class Seat:
     pace_s: float = 0.0
     """Average time from one answer to the next while there was work."""
     compilations: int = 0
+    owner: Owner | None = None
+    """Whose weights it maps, if it has none of its own."""
 
     def takes(self, ticket: Ticket, rules: Rules) -> bool:
         """Whether there is room for it.
@@ -188,6 +194,10 @@ class Seating:
         yielded = [seat for seat in self._yielding(now) if not seat.tickets]
         idle = [seat for seat in self.seats if self._idle(seat)] + yielded
         return min(idle, key=lambda seat: seat.used_s, default=None)
+
+    def disowned(self) -> list[Seat]:
+        """Workers whose weights are no longer to be trusted."""
+        return [seat for seat in self.seats if seat.owner is not None and not seat.owner.sound]
 
     def outdated(self, now: float) -> list[Seat]:
         """Workers and surplus spares that nobody has used for too long."""

@@ -34,7 +34,12 @@ ACTIONS = frozenset(
         "usage_forgotten",
         "session_expired",
         "sweep_failed",
+        "upkeep_failed",
         "sandbox",
+        "weights_lent",
+        "weights_own",
+        "weights_changed",
+        "weights_lost",
     }
 )
 

@@ -19,6 +19,9 @@ REQUESTS = Counter("pericarp_requests", "Answered HTTP requests.", ["operation",
 UNAUTHENTICATED = Counter(
     "pericarp_unauthenticated", "Requests refused before a caller was known.", ["code"], registry=REGISTRY
 )
+KEY_REFUSALS = Counter(
+    "pericarp_key_refusals", "Refusals of keys that are known.", ["reason"], registry=REGISTRY
+)
 LIMITS = Counter(
     "pericarp_limits",
     "Requests that a limit refused, or would have refused were it not in shadow.",
@@ -38,6 +41,13 @@ WORKERS = Gauge("pericarp_workers", "Live worker processes.", ["state"], registr
 WORKER_COMPILATIONS = Gauge(
     "pericarp_worker_compilations",
     "Kernels that live workers compiled after their warm-up.",
+    registry=REGISTRY,
+)
+LENT_BYTES = Gauge("pericarp_lent_bytes", "Weights that workers share on a GPU.", registry=REGISTRY)
+LENT_WORKERS = Gauge("pericarp_lent_workers", "Workers that map shared weights on a GPU.", registry=REGISTRY)
+LENT_CHANGES = Gauge(
+    "pericarp_lent_changes",
+    "Times that shared weights were found changed since the start.",
     registry=REGISTRY,
 )
 JOBS = Gauge("pericarp_jobs", "Jobs at workers, and in line before them.", ["state"], registry=REGISTRY)

@@ -16,6 +16,8 @@ from service.processes.children import ChildLost
 from service.processes.wire import WireError
 from tenants.errors import (
     EntryInvalid,
+    InvalidKeyLimits,
+    InvalidKeyRights,
     InvalidName,
     InvalidPolicy,
     KeyMalformed,
@@ -23,6 +25,7 @@ from tenants.errors import (
     KeyUnknown,
     QuotaExceeded,
     RequestTooCostly,
+    RotationRefused,
     SchemaOutdated,
     SealBroken,
     TenancyError,
@@ -40,6 +43,9 @@ NOT_AT_THE_EDGE: dict[type[Exception], str] = {
     InvalidName: "the command line",
     JobExpired: "a worker; its caller got DeadlineExceeded at the same moment",
     InvalidPolicy: "the command line; a stored policy was checked when it was set",
+    InvalidKeyLimits: "the command line; stored limits were checked when they were set",
+    InvalidKeyRights: "the command line; stored rights were checked when they were set",
+    RotationRefused: "the command line",
     EntryInvalid: "a bug of ours, or a log that was altered: a 500 without a word, and an alarm",
     SealBroken: "a wrong master key: a 500 without a word, and an alarm",
     UnsafeRole: "the start, which it ends",
