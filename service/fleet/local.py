@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 
 from models import Job, ModelCard
-from service.errors import DeadlineExceeded, Overloaded, WorkerLost
+from service.errors import Contained, DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet import replies
 from service.fleet.messages import Assign, Cancel, EndSession, ScoreReply, ScoreRequest
 from service.fleet.ownership import Owner, Ownership, may_lend
@@ -189,6 +189,9 @@ class LocalFleet:
     async def end_session(self, tenant: str, session: str) -> None:
         self._post(partial(self._end_session, tenant, session))
 
+    async def expel(self, tenant: str) -> None:
+        self._post(partial(self._expel, tenant))
+
     # From here on everything is the dispatcher's. What takes time runs in a task that ends with an event.
 
     async def _dispatch(self) -> None:
@@ -256,7 +259,7 @@ class LocalFleet:
             spare = next(iter(self._seating.spares()), None)
             if spare is None:
                 return
-            spare.tenant, spare.used_s = tenant, now
+            spare.tenant, spare.used_s, spare.since_s = tenant, now, now
             self._run(_tell(spare.child, Assign(tenant)), self._work)
 
     def _start_wanted(self, now: float) -> None:
@@ -322,11 +325,18 @@ class LocalFleet:
     def _end_session(self, tenant: str, session: str) -> None:
         """Its jobs that are not at the worker yet, or not for the last time, will name no session there."""
         seat = self._seating.seat(tenant)
-        for ticket in (*self._seating.line(tenant), *(seat.tickets if seat is not None else ())):
+        for ticket in self._seating.tickets(tenant):
             if ticket.session == session:
                 ticket.session = None
         if seat is not None:
             self._run(_tell(seat.child, EndSession(session)), self._work)
+
+    def _expel(self, tenant: str) -> None:
+        """Jobs that only share the worker go back to the line when it is lost, as after any other death."""
+        for ticket in self._seating.tickets(tenant):
+            ticket.fail(Contained(reason="contained"))
+        if (seat := self._seating.seat(tenant)) is not None:
+            seat.child.kill("its tenant is contained")
 
     def _welcome(self, child: Child, owner: Owner | None) -> None:
         seat = Seat(child, owner=self._ownership.welcome(owner, child.hello.card))

@@ -44,6 +44,8 @@ class WorkerState:
     jobs: int
     idle_s: float
     compilations: int
+    age_s: float = 0.0
+    """Since it was given to its tenant; of a spare, since it was ready."""
 
     @property
     def busy(self) -> bool:
@@ -90,6 +92,13 @@ class Fleet(Protocol):
 
         Jobs of the session that wait or run are answered, and leave nothing behind; one that comes later begins
         a session anew. Returns before the worker has done it.
+        """
+        ...
+
+    async def expel(self, tenant: str) -> None:
+        """Kill the worker that serves `tenant` at once, and all that it keeps; its jobs fail with Contained.
+
+        A job that comes later is scored in a new worker. Returns before the worker is gone.
         """
         ...
 

@@ -47,6 +47,8 @@ class Seat:
     tickets: list[Ticket] = field(default_factory=list)
     """What the worker has and has not answered, in the order of sending."""
     jobs: int = 0
+    since_s: float = field(default_factory=time.monotonic)
+    """When it was given to its tenant, or became ready as a spare."""
     used_s: float = field(default_factory=time.monotonic)
     """When it was given to its tenant, began to work after a rest, or last answered."""
     sent_s: float = 0.0
@@ -113,6 +115,7 @@ class Seat:
             jobs=self.jobs,
             idle_s=0.0 if self.tickets else now - self.used_s,
             compilations=self.compilations,
+            age_s=now - self.since_s,
         )
 
 
@@ -132,6 +135,12 @@ class Seating:
     def seat(self, tenant: str) -> Seat | None:
         """The tenant's worker, if it has one."""
         return next((seat for seat in self.seats if seat.tenant == tenant), None)
+
+    def tickets(self, tenant: str) -> list[Ticket]:
+        """The tenant's jobs, those in line and those at its worker."""
+        seat = self.seat(tenant)
+        jobs = (*self.lines.get(tenant, ()), *(seat.tickets if seat is not None else ()))
+        return [ticket for ticket in jobs if ticket.tenant == tenant]
 
     def join(self, ticket: Ticket) -> None:
         """Wait at the end of the tenant's line. A full one fails the ticket with Overloaded, until it is worked off."""

@@ -22,6 +22,8 @@ BACK_OFF_S = (0.5, 30.0)
 STARTS_AT_ONCE = 2
 FIRST_UID, UIDS = 61_184, 3_000
 """Users of workers where the gateway is root; systemd, too, keeps this range for users without a name."""
+KEPT_BYTES = 32 * 1024 * 1024
+"""So much freed memory, and any tensor as large, a worker keeps for its next pass."""
 INHERITED = (
     "HOME",
     "HF_HOME",
@@ -170,6 +172,9 @@ def _environ(threads: int, offline: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # Workers share the cores: threads that spin as they wait made a job 30 times slower on a busy machine.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # A pass's tensors come and go: pages that went back to the kernel each time would be cleared each time.
+        "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
     }
     hub = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
     return bare_environ(**inherited, **numeric, **hub)

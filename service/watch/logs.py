@@ -34,6 +34,8 @@ ACTIONS = frozenset(
         "usage_forgotten",
         "session_expired",
         "sweep_failed",
+        "contained",
+        "tenant_purged",
         "upkeep_failed",
         "sandbox",
         "weights_lent",
