@@ -1,6 +1,6 @@
 """The switch for an incident: what a contained tenant or key runs is stopped, at every gateway within two seconds.
 
-Whoever contains says so in the database, and every gateway looks there once a second for what it must not run: of
+Whoever contains says so in the database, and every gateway looks there twice a second for what it must not run: of
 contained and deleted tenants, and of contained keys. It first writes what ran, since when, in how many workers, as
 an entry of that tenant; then it breaks the requests off, and kills the tenant's workers with all that they keep.
 """
@@ -17,13 +17,12 @@ from service.watch.logs import get_logger
 from tenants.presence import Presence, Presences
 
 if TYPE_CHECKING:
-    from tenants.keys import Key
-
     from service.asks import Exchange, Running
     from service.fleet.router import Fleet, WorkerState
     from tenants.access import TenantId
     from tenants.audit import Audit
     from tenants.directory import Tenant
+    from tenants.keys import Key
     from tenants.lifecycle import Lifecycle
     from tenants.presence import ToldWorker
 
