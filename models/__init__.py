@@ -162,6 +162,7 @@ class Reranker(Protocol):
         job: Job,
         done: Done,
         *,
+        tenant: str = "",
         session: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
@@ -169,7 +170,8 @@ class Reranker(Protocol):
 
         `ticket` is the caller's number for it. `deadline_s` is on the clock of `time.monotonic`: a job that is
         not finished then fails with `JobExpired`, and what is left of it is not computed. What the job computes
-        is kept under `session`, and what was kept there is used, until `end_session`.
+        is kept under `session`, and what was kept there is used, until `end_session`. What is kept of one `tenant`'s
+        work, in a session or not, is never found by another's.
         """
         ...
 
@@ -177,8 +179,12 @@ class Reranker(Protocol):
         """Drop what is left of a job; `done` is not called any more. Nothing happens where it has ended."""
         ...
 
-    def end_session(self, session: str) -> None:
+    def end_session(self, session: str, *, tenant: str = "") -> None:
         """Overwrite and free all that was kept under `session`, at once or when its running jobs have ended."""
+        ...
+
+    def forget(self, tenant: str) -> None:
+        """Overwrite and free all that was kept of the tenant's work, at once or when its running jobs have ended."""
         ...
 
 
@@ -193,13 +199,16 @@ def load(
     dtype: str = "auto",
     threads: int | None = None,
     shared: int | None = None,
+    own_weights: bool = False,
 ) -> Reranker:
     """Load a Qwen2.5-VL checkpoint: `pericarp-demo`, a directory, or a hub name.
 
     `dtype="auto"` is bf16 on a GPU and on a CPU that need not emulate it, else fp32. `shared` is the descriptor of a
-    memory that holds one copy of the weights for several processes on a CPU (`models.sealing`). Raises
-    `ModelNotFound` or `ModelFailed`.
+    memory that holds one copy of the weights for several processes on a CPU (`models.sealing`); with `own_weights`
+    they are copied into this process's own memory. Raises `ModelNotFound` or `ModelFailed`.
     """
     from models.qwen import QwenReranker  # torch is imported here and nowhere above
 
-    return QwenReranker.load(name, device=device, dtype=dtype, threads=threads, shared=shared)
+    return QwenReranker.load(
+        name, device=device, dtype=dtype, threads=threads, shared=shared, own_weights=own_weights
+    )

@@ -29,7 +29,7 @@ from models import (
 from models.engine import Engine, Limits
 from models.images import ImagePreparer, Patches
 from models.language import Language
-from models.memory import Hasher, PrefixMemory
+from models.memory import PrefixMemory
 from models.packing import Grid, Pack
 from models.prompt import Prompt, Sheet
 from models.sealing import SealedWeights
@@ -83,9 +83,8 @@ class QwenReranker:
     def __init__(self, qwen: Qwen, card: ModelCard, limits: Limits) -> None:
         self.qwen = qwen
         self._card = card
-        self._engine = Engine(
-            qwen, Hasher(f"{card.digest} {card.dtype} {qwen.preparer.parameters}".encode()), limits
-        )
+        context = f"{card.digest} {card.dtype} {qwen.preparer.parameters}".encode()
+        self._engine = Engine(qwen, context, limits)
         self._tickets = itertools.count(-1, -1)
 
     @classmethod
@@ -99,13 +98,14 @@ class QwenReranker:
         attention_form: attention.Form | None = None,
         pack_tokens: int | None = None,
         shared: int | None = None,
+        own_weights: bool = False,
     ) -> QwenReranker:
         """Load `pericarp-demo`, a checkpoint directory or a hub name.
 
         `threads` (1) work on a CPU, each on a pack of its own; a GPU has one. `dtype` is "auto", "bf16" or "fp32".
-        `attention_form` defaults to the cascade on a CPU and to flex on a GPU. `shared` is as in `models.load`. Sets
-        torch's own threads to one, for the whole process. Raises `ModelNotFound`, or `ModelFailed` where the files
-        do not make a whole model.
+        `attention_form` defaults to the cascade on a CPU and to flex on a GPU. `shared` and `own_weights` are as in
+        `models.load`. Sets torch's own threads to one, for the whole process. Raises `ModelNotFound`, or
+        `ModelFailed` where the files do not make a whole model.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,7 +118,9 @@ class QwenReranker:
         form = attention_form or ("cascade" if on_cpu else "flex")
         memory = None if shared is None else SealedWeights(shared)
         checkpoint = weights.find(name, known={} if memory is None else memory.hashes())
-        model = loading.load_model(checkpoint, torch.device(device), _DTYPES[dtype], shared=memory)
+        model = loading.load_model(
+            checkpoint, torch.device(device), _DTYPES[dtype], shared=memory, own=own_weights
+        )
         text: Any = model.config.text_config
         vision: Any = model.config.vision_config
         prompt = Prompt.load(checkpoint.directory)
@@ -183,16 +185,20 @@ class QwenReranker:
         job: Job,
         done: Done,
         *,
+        tenant: str = "",
         session: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        self._engine.begin(ticket, job, done, session=session, deadline_s=deadline_s)
+        self._engine.begin(ticket, job, done, tenant=tenant, session=session, deadline_s=deadline_s)
 
     def cancel(self, ticket: int) -> None:
         self._engine.cancel(ticket)
 
-    def end_session(self, session: str) -> None:
-        self._engine.end_session(session)
+    def end_session(self, session: str, *, tenant: str = "") -> None:
+        self._engine.end_session(session, tenant=tenant)
+
+    def forget(self, tenant: str) -> None:
+        self._engine.forget(tenant)
 
     @torch.inference_mode()
     def score_dense(self, job: Job) -> Scores:

@@ -23,6 +23,7 @@ from service.api.sessions import build_sessions_router
 from service.bindings import Bindings
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
+from service.fleet.router import Party
 from service.ledger import Ledger
 from service.rerank import Rerank
 from service.screening import ImageLimits
@@ -54,10 +55,10 @@ def create_app(
     settings: Settings,
     installation: Installation,
     *,
-    keep_warm: tuple[str, ...] = (),
+    keep_warm: tuple[Party, ...] = (),
     fleet: Fleet | None = None,
 ) -> FastAPI:
-    """The whole service as one ASGI application. `keep_warm` are tenants whose workers never retire.
+    """The whole service as one ASGI application. `keep_warm` are parties whose workers never retire.
 
     Tests may replace the fleet; nothing else is ever replaced.
     """

@@ -1,11 +1,12 @@
-"""Worker processes of this host, one tenant each.
+"""Worker processes of this host, one party each: a tenant, or a group of tenants.
 
-Spare workers, loaded and warm, have served nobody and wait; a tenant's first request takes one for life, and
-the next spare is prepared behind it. At most `max_workers` are assigned: beyond that the one idle for longest
-retires, never a busy one. A worker that dies is replaced from the spares.
+Spare workers, loaded and warm, have served nobody and wait; a party's first request takes one for life, and
+the next spare is prepared behind it. For a party with weights of its own, none waits: one is started when it is
+needed. At most `max_workers` are assigned: beyond that the one idle for longest retires, never a busy one. A worker
+that dies is replaced from the spares.
 
-A worker has several of its tenant's jobs at a time, up to `JOBS_AT_ONCE`: what it shares between them and which it
-does first is its own business. All others wait in the tenant's line.
+A worker has several of its party's jobs at a time, up to `JOBS_AT_ONCE`: what it shares between them and which it
+does first is its own business. All others wait in the party's line.
 
 One dispatcher task owns every seat and line (`seats.py`); all others send it events, so there is no lock.
 After each event it looks at the whole state again (`_advance`), which makes the order of events harmless.
@@ -26,8 +27,8 @@ import structlog
 from models import Job, ModelCard
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet import replies
-from service.fleet.messages import Assign, Cancel, EndSession, ScoreReply, ScoreRequest
-from service.fleet.router import Scored, Ticket, WorkerState
+from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreReply, ScoreRequest
+from service.fleet.router import Party, Scored, Ticket, WorkerState
 from service.fleet.seats import Rules, Seat, Seating
 from service.fleet.starts import FIRST_UID, Starts, worker_launch
 from service.processes.children import Child, ChildLost, Launch, start_child
@@ -62,7 +63,7 @@ class LocalFleet:
         queue_limit: int = 64,
         jobs_at_once: int = JOBS_AT_ONCE,
         pixel_bytes_at_once: int = PIXEL_BYTES_AT_ONCE,
-        keep_warm: tuple[str, ...] = (),
+        keep_warm: tuple[Party, ...] = (),
         silence_s: float = 10.0,
         overrun_s: float = OVERRUN_S,
         patience_s: float = 5.0,
@@ -72,7 +73,7 @@ class LocalFleet:
     ) -> None:
         """`worker` is the module that a worker runs. `first_uid` counts only where the gateway is root."""
         if len(keep_warm) > max_workers:
-            raise ValueError(f"{len(keep_warm)} tenants to keep warm, but at most {max_workers} workers")
+            raise ValueError(f"{len(keep_warm)} parties to keep warm, but at most {max_workers} workers")
         self._seating = Seating(
             Rules(
                 max_workers=max_workers,
@@ -97,6 +98,7 @@ class LocalFleet:
             told=self._hear,
         )
         self._starts = Starts(launch, first_uid=first_uid)
+        self._own_starts = Starts(launch, first_uid=first_uid, own_weights=True, uids=self._starts.uids)
         self._overrun_s = overrun_s
         self._log = structlog.get_logger(source="fleet")
         self._open = False
@@ -112,7 +114,7 @@ class LocalFleet:
 
     @property
     def reason(self) -> str | None:
-        return self._starts.reason
+        return self._starts.reason or self._own_starts.reason
 
     @property
     def card(self) -> ModelCard | None:
@@ -140,6 +142,7 @@ class LocalFleet:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
         self._starts.forget()
+        self._own_starts.forget()
         while not self._inbox.empty():
             self._inbox.get_nowait()()  # a worker may have become ready meanwhile: it must not be forgotten
         seats, self._seating.seats = self._seating.seats, []
@@ -151,11 +154,22 @@ class LocalFleet:
         await asyncio.gather(*stops, *self._endings, *self._work, return_exceptions=True)
         self._starts.unshare()
 
-    async def score(self, tenant: str, job: Job, *, deadline_s: float, session: str | None = None) -> Scored:
+    async def score(
+        self,
+        tenant: str,
+        job: Job,
+        *,
+        deadline_s: float,
+        session: str | None = None,
+        party: Party | None = None,
+    ) -> Scored:
+        party = party or Party(tenant)
+        if party.tenant not in (None, tenant):
+            raise ValueError("the party is another tenant's")
         if not self._open:
             raise Overloaded(STOPPING[0], reason=STOPPING[1])
         answer: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(next(self._ids), tenant, job, time.monotonic() + deadline_s, session, answer)
+        ticket = Ticket(next(self._ids), tenant, party, job, time.monotonic() + deadline_s, session, answer)
         self._post(partial(self._seating.join, ticket))
         try:
             async with asyncio.timeout(deadline_s):
@@ -204,6 +218,9 @@ class LocalFleet:
         self._serve(now)
         for seat in self._seating.outdated(now):
             self._retire(seat, "idle")
+        for seat, tenant in self._seating.leaving(now):
+            del seat.tenants[tenant]
+            self._run(_tell(seat.child, Forget(tenant)), self._work)
         self._start_wanted(now)
 
     def _end_hung(self, now: float) -> None:
@@ -212,62 +229,73 @@ class LocalFleet:
                 seat.child.kill("hung in a job long past its deadline")
 
     def _serve(self, now: float) -> None:
-        """Give each worker as many of its tenant's next jobs as it has room for."""
+        """Give each worker as many of its party's next jobs as it has room for."""
         for seat, ticket in self._seating.call(now):
             ticket.asking = self._run(self._score(seat, ticket), self._work)
 
     def _seat_missing(self, now: float) -> None:
-        """Give spares to tenants without a worker; make room for those that wait where need be."""
-        for tenant in self._seating.missing():
-            if self._seating.free() < 1:
-                oldest = self._seating.oldest_idle(now) if tenant in self._seating.lines else None
+        """Give spares to parties without a worker; make room for those that wait where need be."""
+        free = self._seating.free()
+        for party in self._seating.missing():
+            if free < 1:
+                oldest = self._seating.oldest_idle(now) if party in self._seating.lines else None
                 if oldest is None:
                     return
                 self._retire(oldest, "another tenant needs its seat")
-            spare = next(iter(self._seating.spares()), None)
-            if spare is None:
-                return
-            spare.tenant, spare.used_s = tenant, now
-            self._run(_tell(spare.child, Assign(tenant)), self._work)
+                free += 1
+            free -= 1  # where there is no spare for it yet, the seat is kept for it
+            spare = next(iter(self._seating.spares(own_weights=party.own_weights)), None)
+            if spare is not None:
+                spare.party, spare.used_s = party, now
+                self._run(_tell(spare.child, Assign(party.tenant, party.group)), self._work)
 
     def _start_wanted(self, now: float) -> None:
         """Start workers for who needs one and as spares."""
         missing = self._seating.missing()
-        if self._starts.hopeless:
-            retry_after_s = self._starts.retry_after_s(now)
-            self._refuse(missing, "No worker can be started at the moment.", "worker_start", retry_after_s)
-        wanted = self._seating.rules.spare_workers + min(len(missing), self._seating.free())
-        if not self._starts.proven:  # prove that a worker can be had
-            wanted = max(wanted, 1)
-        for _ in range(self._starts.due(now, wanted - len(self._seating.spares()))):
-            self._run(self._start(self._starts.begin()), self._work)
+        seatable = missing[: self._seating.free()]
+        for starts in (self._starts, self._own_starts):
+            own = starts.own_weights
+            if starts.hopeless:
+                waiting = [party for party in missing if party.own_weights is own]
+                retry_after_s = starts.retry_after_s(now)
+                self._refuse(
+                    waiting, "No worker can be started at the moment.", "worker_start", retry_after_s
+                )
+            wanted = sum(party.own_weights is own for party in seatable)
+            if not own:
+                wanted += self._seating.rules.spare_workers
+                if not starts.proven:  # prove that a worker can be had
+                    wanted = max(wanted, 1)
+            for _ in range(starts.due(now, wanted - len(self._seating.spares(own_weights=own)))):
+                self._run(self._start(starts, starts.begin()), self._work)
 
-    def _refuse(self, tenants: Iterable[str], detail: str, reason: str, retry_after_s: int = 1) -> None:
-        """Fail all that waits in these tenants' lines."""
-        for tenant in tenants:
-            line = self._seating.lines.pop(tenant, None)
+    def _refuse(self, parties: Iterable[Party], detail: str, reason: str, retry_after_s: int = 1) -> None:
+        """Fail all that waits in these parties' lines."""
+        for party in parties:
+            line = self._seating.lines.pop(party, None)
             for ticket in line or ():
                 ticket.fail(Overloaded(detail, reason=reason, retry_after_s=retry_after_s))
 
     def _retire(self, seat: Seat, why: str) -> None:
         self._seating.seats.remove(seat)
-        self._log.info(
-            "A worker retires.", action="worker_retire", pid=seat.child.pid, tenant=seat.tenant, reason=why
-        )
+        self._log.info("A worker retires.", action="worker_retire", **_whose(seat), reason=why)
         self._run(seat.child.stop(), self._endings)
 
     # Tasks, and the events that they end with.
 
-    async def _start(self, launch: Launch) -> None:
+    async def _start(self, starts: Starts, launch: Launch) -> None:
         try:
             child = await start_child(launch)
         except Exception as exc:  # noqa: BLE001 - whatever it is, a start that is not counted as failed hangs
-            self._post(partial(self._mourn_start, str(exc) if isinstance(exc, ChildLost) else repr(exc)))
+            reason = str(exc) if isinstance(exc, ChildLost) else repr(exc)
+            self._post(partial(self._mourn_start, starts, reason))
         else:
-            self._post(partial(self._welcome, child))
+            self._post(partial(self._welcome, starts, child))
 
     async def _score(self, seat: Seat, ticket: Ticket) -> None:
-        request = ScoreRequest(ticket.id, ticket.tenant, ticket.job, ticket.deadline_s, ticket.session)
+        request = ScoreRequest(
+            ticket.id, ticket.tenant, ticket.job, ticket.deadline_s, ticket.session, ticket.party.group
+        )
         try:
             reply = await seat.child.ask(request)
         except ChildLost:
@@ -278,23 +306,23 @@ class LocalFleet:
 
     def _give_up(self, ticket: Ticket) -> None:
         """Nobody waits for it any more: out of a line it falls by itself, and a worker drops what is left of it."""
-        seat = self._seating.seat(ticket.tenant)
+        seat = self._seating.seat(ticket.party)
         if seat is not None and seat.drop(ticket, time.monotonic(), self._overrun_s):
             self._run(_tell(seat.child, Cancel(ticket.id)), self._work)
 
     def _end_session(self, tenant: str, session: str) -> None:
         """Its jobs that are not at the worker yet, or not for the last time, will name no session there."""
-        seat = self._seating.seat(tenant)
-        for ticket in (*self._seating.line(tenant), *(seat.tickets if seat is not None else ())):
-            if ticket.session == session:
+        homes = self._seating.homes(tenant)
+        for ticket in itertools.chain(*self._seating.lines.values(), *(seat.tickets for seat in homes)):
+            if (ticket.tenant, ticket.session) == (tenant, session):
                 ticket.session = None
-        if seat is not None:
-            self._run(_tell(seat.child, EndSession(session)), self._work)
+        for seat in homes:
+            self._run(_tell(seat.child, EndSession(session, tenant)), self._work)
 
-    def _welcome(self, child: Child) -> None:
-        seat = Seat(child)
-        self._starts.succeeded(child.hello.card)
-        self._seating.starts_fail = False
+    def _welcome(self, starts: Starts, child: Child) -> None:
+        seat = Seat(child, own_weights=starts.own_weights)
+        starts.succeeded(child.hello.card)
+        self._seating.failing.discard(starts.own_weights)
         self._seating.seats.append(seat)
         child.lost.add_done_callback(lambda _: self._post(partial(self._mourn, seat)))
         self._log.info(
@@ -311,9 +339,9 @@ class LocalFleet:
         if line.startswith(UNFORESEEN):
             self._log.error("A worker failed in an unforeseen way.", action="request_failed", where=line)
 
-    def _mourn_start(self, reason: str) -> None:
-        self._starts.failed(reason)
-        self._seating.starts_fail = True
+    def _mourn_start(self, starts: Starts, reason: str) -> None:
+        starts.failed(reason)
+        self._seating.failing.add(starts.own_weights)
         self._log.error("A worker cannot be started.", action="worker_lost", reason=reason)
 
     def _mourn(self, seat: Seat) -> None:
@@ -322,9 +350,7 @@ class LocalFleet:
             return
         self._seating.seats.remove(seat)
         reason = seat.child.lost.result()
-        self._log.warning(
-            "A worker is lost.", action="worker_lost", pid=seat.child.pid, tenant=seat.tenant, reason=reason
-        )
+        self._log.warning("A worker is lost.", action="worker_lost", **_whose(seat), reason=reason)
         self._run(seat.child.stop(), self._endings)
         again = []
         for ticket in seat.tickets:
@@ -333,7 +359,7 @@ class LocalFleet:
             elif ticket.waits:
                 again.append(ticket)
         if again:
-            self._seating.line(again[0].tenant).rejoin(again)
+            self._seating.line(again[0].party).rejoin(again)
 
     def _finish(self, seat: Seat, ticket: Ticket, reply: object) -> None:
         """An answer came; the worker has room for another job."""
@@ -341,6 +367,12 @@ class LocalFleet:
             seat.compilations = reply.compilations
         if seat.finish(ticket, time.monotonic()):
             replies.answer(ticket, reply, seat.child.pid)
+
+
+def _whose(seat: Seat) -> dict[str, Any]:
+    """A worker as the log names it."""
+    named = {"group": seat.party.group} if seat.party is not None and seat.party.group is not None else {}
+    return {"pid": seat.child.pid, "tenant": None if seat.party is None else seat.party.tenant, **named}
 
 
 def _look_again() -> None:

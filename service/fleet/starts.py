@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from models import ModelCard
@@ -36,14 +36,25 @@ INHERITED = (
 class Starts:
     """Counts the starts that are under way and those that failed. `now` is on the clock of `time.monotonic`."""
 
-    def __init__(self, launch: Launch, *, first_uid: int | None) -> None:
-        """`first_uid` counts only where we are root."""
-        self.launch = launch
-        self.reason: str | None = "no worker has been started yet"
-        """Why there is none, or why the last start failed; None once one came up."""
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        first_uid: int | None,
+        own_weights: bool = False,
+        uids: Iterator[int] | None = None,
+    ) -> None:
+        """`first_uid` counts only where we are root; `uids` counts users, and is shared by who starts beside us.
+
+        With `own_weights` each worker has a copy of the weights that no other process sees.
+        """
+        self.launch = replace(launch, argv=(*launch.argv, "--own-weights")) if own_weights else launch
+        self.own_weights = own_weights
+        self.reason: str | None = None if own_weights else "no worker has been started yet"
+        """Why there is none, or why the last start failed; None once one came up, or where none needs to."""
         self.card: ModelCard | None = None
         self._first_uid = first_uid if os.geteuid() == 0 else None
-        self._uids = itertools.count(os.getpid())  # two gateways of one host should not share users
+        self.uids = uids or itertools.count(os.getpid())  # two gateways of one host should not share users
         self._memory: int | None = None
         self._under_way = 0
         self._failures = 0
@@ -91,7 +102,7 @@ class Starts:
         self._under_way += 1
         argv = self.launch.argv
         if self._first_uid is not None:
-            argv = (*argv, "--uid", str(self._first_uid + next(self._uids) % UIDS))
+            argv = (*argv, "--uid", str(self._first_uid + next(self.uids) % UIDS))
         if self._memory is not None:
             argv = (*argv, "--shared", str(self._memory))
         return replace(self.launch, argv=argv, shared=self._memory)

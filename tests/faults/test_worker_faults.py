@@ -16,7 +16,7 @@ import pytest
 
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet.local import LocalFleet
-from service.fleet.messages import SCORING, Assign, Cancel, EndSession, ScoreRequest
+from service.fleet.messages import SCORING, Assign, Cancel, EndSession, Forget, ScoreRequest
 from service.processes.children import ChildLost, Launch, bare_environ, start_child
 from service.processes.wire import Failure
 from tests.integration.fleet_conformance import ACME, BETA, job, until
@@ -189,7 +189,7 @@ async def test_a_worker_without_a_tenant_scores_nothing() -> None:
 
 
 async def test_a_worker_without_a_tenant_has_no_jobs_to_drop_and_no_sessions_to_end() -> None:
-    for message in (Cancel(1), EndSession("s")):
+    for message in (Cancel(1), EndSession("s", ACME), Forget(ACME)):
         child = await start_child(fake_worker())
         await child.tell(message)
         async with asyncio.timeout(2):

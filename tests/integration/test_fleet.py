@@ -15,6 +15,7 @@ import pytest
 from models import DEMO, Item, Job, Pixels
 from service.errors import Overloaded
 from service.fleet.local import LocalFleet
+from service.fleet.router import Party
 from tests.integration.fleet_conformance import ACME, BETA, FleetConformance, job, until
 
 FAKE = "tests.integration.fake_worker"
@@ -69,7 +70,7 @@ async def test_a_spare_is_given_for_life_and_another_is_prepared() -> None:
 
 
 async def test_an_idle_worker_retires_but_not_one_to_be_kept_warm() -> None:
-    async with running(spare_workers=0, idle_s=0.3, keep_warm=(BETA,)) as fleet:
+    async with running(spare_workers=0, idle_s=0.3, keep_warm=(Party(BETA),)) as fleet:
         await until(lambda: BETA in assigned(fleet))
         warm = assigned(fleet)[BETA]
         first = await fleet.score(ACME, job(), deadline_s=20)
@@ -237,4 +238,4 @@ async def test_the_embedded_model_scores_in_a_confined_worker() -> None:
 
 async def test_too_many_tenants_to_keep_warm_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="keep warm"):
-        LocalFleet(model="puppet", max_workers=1, keep_warm=("a", "b"))
+        LocalFleet(model="puppet", max_workers=1, keep_warm=(Party("a"), Party("b")))

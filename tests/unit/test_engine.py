@@ -138,7 +138,7 @@ def make(
     model: Arithmetic, *, threads: int = 1, pack_tokens: int = 100, cache_bytes: int = 1 << 20
 ) -> Engine:
     limits = Limits(threads=threads, pack_tokens=pack_tokens, cache_bytes=cache_bytes, session_bytes=1 << 20)
-    return Engine(model, Hasher(b"weights"), limits)
+    return Engine(model, b"weights", limits)
 
 
 def hold_up(engine: Engine, model: Arithmetic, answers: Answers) -> None:
@@ -342,7 +342,7 @@ class TestSessions:
     def test_what_was_pinned_is_overwritten_at_the_end(self, model: Arithmetic, answers: Answers) -> None:
         engine = make(model)
         self.ask(engine, answers, 0, self.JOB)
-        pins = engine._sessions["s"]
+        pins = engine._stores[""].sessions["s"]
         tensors = [*pins.features.values()]
         for memory in pins.prefixes.values():
             tensors += [*memory.recall(0)]
@@ -356,7 +356,7 @@ class TestSessions:
     def test_a_running_job_is_not_robbed(self, model: Arithmetic, answers: Answers) -> None:
         engine = make(model)
         self.ask(engine, answers, 1, self.JOB)
-        pins = engine._sessions["s"]
+        pins = engine._stores[""].sessions["s"]
         model.gate.clear()
         other = Job(Item("another"), self.JOB.candidates)
         engine.begin(2, other, answers.take(2), session="s")
