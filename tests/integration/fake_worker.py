@@ -11,7 +11,7 @@ The query's text is a command, `NAME ARGUMENT`; anything else scores candidates 
     exit             the process ends
     too-long, whole, fail, raise TEXT, nan, uid, open PATH
 
-`--model` is how it starts: `puppet`, `missing`, `silent`.
+`--model` is how it starts: `puppet`, `missing`, `silent`; `puppet-own-missing` is missing for who wants own weights.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _can_read(path: str) -> bool:
 
 
 def _load(options: argparse.Namespace) -> Reranker:
-    if options.model == "missing":
+    if options.model == "missing" or (options.model == "puppet-own-missing" and options.own_weights):
         raise ModelNotFound("no model called missing")
     if options.model == "silent":
         time.sleep(60)
