@@ -131,6 +131,10 @@ class ModelCard:
     device: str
     attention: str
     context_tokens: int
+    image_tokens: int = 16_384
+    """Visual tokens of one image at most. The default is more than any Qwen2.5-VL makes of one."""
+    template_tokens: int = 1_024
+    """Tokens of a prompt besides those of its texts and images, the default instruction included, at most."""
 
 
 Done = Callable[[Scores | Exception], None]

@@ -92,6 +92,12 @@ class ImagePreparer:
         decisive = [self._patch, self._merge, self._limits, asdict(self.colours)]
         return json.dumps(decisive, sort_keys=True)
 
+    @property
+    def most_tokens(self) -> int:
+        """Visual tokens of one image at most: those of the largest one, or of the longest that is one token high."""
+        most = self._limits[-1][1] // self._token**2
+        return max(most, math.isqrt(MAX_RATIO * most) + 1)
+
     def grid(self, pixels: Pixels, number: int) -> Grid:
         """The visual tokens of an image, from its size alone; `number` is its place in the job.
 

@@ -96,6 +96,16 @@ class Prompt:
         """Read `tokenizer.json` of a checkpoint directory."""
         return cls((directory / "tokenizer.json").read_bytes())
 
+    @property
+    def template_tokens(self) -> int:
+        """Tokens of prefix and candidate besides those of texts and images at most, the default instruction included.
+
+        Of what is encoded together with a text no more is known than that a token has a byte or more.
+        """
+        beside_text = f"user\n<Instruct>: {INSTRUCTION}<Query>:{PREFIX_END}{CANDIDATE_START}"
+        image_blocks = 4
+        return len(self._opening) + len(self._closing) + len(beside_text.encode()) + image_blocks
+
     def write(self, job: Job, grids: Mapping[Pixels, Grid], *, context_tokens: int) -> Sheet:
         """Write `job` into the template; `grids` says how many visual tokens each of its images is.
 

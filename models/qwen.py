@@ -141,6 +141,8 @@ class QwenReranker:
             device=device,
             attention=form,
             context_tokens=text.max_position_embeddings,
+            image_tokens=preparer.most_tokens,
+            template_tokens=prompt.template_tokens,
         )
         limits = Limits(
             threads=(threads or 1) if on_cpu else 1,

@@ -22,12 +22,14 @@ from rich.table import Table
 
 from service.installation import Installation, bring_up_to_date, opened
 from service.settings import Settings
-from tenants.access import Role
+from tenants.access import Role, Scope
 from tenants.audit import Audit, decode
 from tenants.database import Database
 from tenants.directory import Directory, Tenant
 from tenants.embedded import EmbeddedError
 from tenants.errors import TenancyError
+from tenants.key_limits import KeyLimits
+from tenants.keys import Key
 from tenants.policy import Policy
 
 Result = TypeVar("Result")
@@ -41,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 tenants_app = typer.Typer(help="Tenants: make, list, change their limits.", no_args_is_help=True)
-keys_app = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys: make, list, rotate, revoke.", no_args_is_help=True)
 audit_app = typer.Typer(help="The log of decisions.", no_args_is_help=True)
 app.add_typer(tenants_app, name="tenant")
 app.add_typer(keys_app, name="key")
@@ -127,18 +129,37 @@ def create_key(
     role: Annotated[Role, typer.Option(help="What the key may do.")] = Role.SEARCH,
     name: Annotated[str | None, typer.Option(help="A name to tell it by.")] = None,
     expires_in_days: Annotated[int | None, typer.Option(min=1, help="Refuse it after so many days.")] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="A right; all of the role's if left out.")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="NETWORK", help="Let it in from there alone: 203.0.113.0/24.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A limit of its own, below the tenant's: requests_per_minute=60."
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key. Its text is shown this once and stored nowhere."""
     expires_at = datetime.now(UTC) + timedelta(days=expires_in_days) if expires_in_days else None
+    limits = KeyLimits.from_json(orjson.dumps(_parse_changes(limit or [])))
 
-    async def create(directory: Directory) -> tuple[Any, str]:
+    async def create(directory: Directory) -> tuple[Key, str]:
         found = await directory.find_tenant(tenant)
-        return await directory.create_key(found.id, role, name=name, expires_at=expires_at)
+        return await directory.keys.create(
+            found.id,
+            role,
+            name=name,
+            expires_at=expires_at,
+            scopes=scope,
+            allowed_cidrs=allow or (),
+            limits=limits,
+        )
 
     key, text = _with_directory(create)
     if as_json:
-        _print_json({**dataclasses.asdict(key), "key": text})
+        _print_json({**_tell_key(key), "key": text})
     else:
         typer.echo(text)
         typer.echo(f"Key {key.id} of {tenant}, role {key.role}. Keep it: it is not shown again.", err=True)
@@ -150,14 +171,14 @@ def list_keys(
 ) -> None:
     """List a tenant's keys, revoked and expired ones too."""
 
-    async def find(directory: Directory) -> tuple[Any, ...]:
-        return await directory.list_keys((await directory.find_tenant(tenant)).id)
+    async def find(directory: Directory) -> tuple[Key, ...]:
+        return await directory.keys.list((await directory.find_tenant(tenant)).id)
 
-    keys = [dataclasses.asdict(key) for key in _with_directory(find)]
+    keys = [_tell_key(key) for key in _with_directory(find)]
     if as_json:
         _print_json(keys)
     else:
-        columns = ["id", "role", "name", "created_at", "expires_at", "revoked_at"]
+        columns = ["id", "role", "name", "created_at", "last_used_at", "expires_at", "revoked_at"]
         _print_table(
             f"Keys of {tenant}", columns, [[_cell(key[column]) for column in columns] for key in keys]
         )
@@ -166,20 +187,44 @@ def list_keys(
 @keys_app.command("revoke")
 def revoke_key(
     key_id: Annotated[
-        str, typer.Argument(metavar="ID", help="The key's id: the 12 characters after prc_live_.")
+        str,
+        typer.Argument(metavar="ID", help="The key's id: the 12 characters after prc_live_ or prc_admin_."),
     ],
     as_json: JsonFlag = False,
 ) -> None:
-    """Refuse a key from its next request on."""
+    """Refuse a key, everywhere within 2 seconds."""
 
-    async def revoke(directory: Directory) -> Any:
-        return await directory.revoke_key(await directory.find_key_tenant(key_id), key_id)
+    async def revoke(directory: Directory) -> Key:
+        return await directory.keys.revoke(await directory.keys.find_tenant(key_id), key_id)
 
     key = _with_directory(revoke)
     if as_json:
-        _print_json(dataclasses.asdict(key))
+        _print_json(_tell_key(key))
     else:
         typer.echo(f"Key {key.id} is revoked since {_cell(key.revoked_at)}.")
+
+
+@keys_app.command("rotate")
+def rotate_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
+    overlap_hours: Annotated[
+        float, typer.Option(min=0, help="The old secret stays valid so long; 0 ends all old ones at once.")
+    ] = 24.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give a key a new secret; its id, limits and usage stay. Two secrets at most are live."""
+
+    async def rotate(directory: Directory) -> tuple[Key, str, datetime | None]:
+        tenant = await directory.keys.find_tenant(key_id)
+        return await directory.keys.rotate(tenant, key_id, overlap_s=overlap_hours * 3600)
+
+    key, text, old_ends_at = _with_directory(rotate)
+    if as_json:
+        _print_json({**_tell_key(key), "key": text, "old_ends_at": old_ends_at})
+    else:
+        typer.echo(text)
+        ends = f"ends at {_cell(old_ends_at)} UTC" if old_ends_at else "has ended"
+        typer.echo(f"Key {key.id}: the old secret {ends}. Keep the new one: it is not shown again.", err=True)
 
 
 @audit_app.command("list")
@@ -274,6 +319,10 @@ def _parse_changes(changes: list[str]) -> dict[str, Any]:
         except orjson.JSONDecodeError:
             parsed[name] = value
     return parsed
+
+
+def _tell_key(key: Key) -> dict[str, Any]:
+    return {**dataclasses.asdict(key), "limits": orjson.loads(key.limits.to_json())}
 
 
 def _show_tenants(tenants: tuple[Tenant, ...], *, as_json: bool, one: bool = False) -> None:

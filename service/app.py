@@ -16,25 +16,33 @@ from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, Response
 
 from service import __version__
+from service.api.addresses import Proxies
 from service.api.door import Door
+from service.api.identify import Identify
 from service.api.schemas import RerankRequest, SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
+from service.api.usage import build_usage_router
 from service.bindings import Bindings
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
 from service.fleet.router import Party
 from service.ledger import Ledger
+from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
 from service.screening.pool import Screen
+from service.upkeep import Upkeep
 from service.watch.logs import get_logger, where_it_broke
 from tenants.access import Access
 from tenants.audit import Audit
+from tenants.changes import Changes
 from tenants.database import Database
 from tenants.errors import DatabaseUnavailable
+from tenants.kept import KEPT_S
 from tenants.quotas import Quotas
 from tenants.sessions import Sessions
+from tenants.uses import Uses
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -44,7 +52,8 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 
-REAP_EVERY_S = 30.0
+REAP_EVERY_S = 10.0
+FORGET_EVERY_S = 3600.0
 SWEEP_EVERY_S = 5.0
 """How long workers may keep what belongs to a session that expired, or that another gateway closed."""
 
@@ -63,10 +72,20 @@ def create_app(
     Tests may replace the fleet; nothing else is ever replaced.
     """
     database = Database(installation.app_url)
-    access = Access(database, pepper=installation.pepper)
+    access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
     audit = Audit(database, master_key=installation.master_key)
     quotas = Quotas(database)
     sessions = Sessions(database)
+    uses = Uses(database)
+    refusals = Refusals(audit)
+    upkeep = Upkeep(
+        changes=Changes(installation.app_url, changed=access.forget, missed=access.forget_all),
+        uses=uses,
+        refusals=refusals,
+    )
+    identify = Identify(
+        access=access, uses=uses, refusals=refusals, proxies=Proxies(settings.trusted_proxies)
+    )
     ledger = Ledger(
         quotas=quotas,
         sessions=sessions,
@@ -108,16 +127,23 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         try:
+            upkeep.start()
+            await quotas.extend_lease()
             await screen.start()
             await serving.start()
+            beating = asyncio.create_task(_beat(quotas), name="beating")
+            forgetting = asyncio.create_task(_forget(quotas), name="forgetting")
             reaper = asyncio.create_task(_reap(quotas), name="reaper")
             sweeper = asyncio.create_task(_sweep(bindings), name="sweeper")
             yield
+            beating.cancel()
+            forgetting.cancel()
             reaper.cancel()
             sweeper.cancel()
         finally:
             await serving.close()
             await screen.close()
+            await upkeep.close()
             await database.close()
 
     app = FastAPI(
@@ -128,7 +154,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         middleware=[
-            Middleware(Door, access=access, ledger=ledger, body_limit_bytes=settings.body_limit_bytes),
+            Middleware(Door, identify=identify, ledger=ledger, body_limit_bytes=settings.body_limit_bytes),
         ],
         exception_handlers={HTTPException: _translate},
     )
@@ -147,6 +173,7 @@ def create_app(
             ledger=ledger, sessions=sessions, bindings=bindings, deadline_s=settings.deadline_s
         )
     )
+    app.include_router(build_usage_router(quotas=quotas))
     _document(app)
     app.state.fleet = serving
     return app
@@ -155,6 +182,32 @@ def create_app(
 def _hear(line: str) -> None:
     """What a screening child says on its stderr; it never holds bytes of an image."""
     log.warning("A screening child says something.", action="child_says", line=line)
+
+
+async def _beat(quotas: Quotas) -> None:
+    """Say that this gateway lives, for as long as it does: its slots are its own until it stops saying so."""
+    while True:
+        await asyncio.sleep(quotas.beat_s)
+        try:
+            lived = await quotas.extend_lease()
+        except DatabaseUnavailable:
+            continue  # nor can anybody else take the slots meanwhile
+        if not lived:
+            log.warning(
+                "the lease ran out; what ran under it may be counted as orphaned", action="lease_lost"
+            )
+
+
+async def _forget(quotas: Quotas) -> None:
+    """Delete usage that is older than its tenant keeps it."""
+    while True:
+        await asyncio.sleep(FORGET_EVERY_S)
+        try:
+            forgotten = await quotas.forget_usage()
+        except DatabaseUnavailable:
+            continue
+        if forgotten:
+            log.info("deleted old usage", action="usage_forgotten", count=forgotten)
 
 
 async def _reap(quotas: Quotas) -> None:
@@ -213,7 +266,11 @@ def _document(app: FastAPI) -> None:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer", "bearerFormat": "prc_live_…"}
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "prc_live_…, prc_admin_…, or a JWT",
+                }
             }
             schema["security"] = [{"key": []}]
             app.openapi_schema = schema

@@ -17,6 +17,7 @@ from service.errors import ClientClosed
 
 if TYPE_CHECKING:
     from tenants.access import Caller
+    from tenants.limits import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Exchange:
     caller: Caller | None = None
     started_s: float = field(default_factory=time.monotonic)
     stages_ms: dict[str, float] = field(default_factory=dict)
+    standings: tuple[Standing, ...] = ()
+    """Where the caller's limits stand, once they were asked."""
     entry_id: str | None = None
     """The id of this request's entry in the log, once there is one."""
     hung_up: Callable[[], Awaitable[None]] | None = None

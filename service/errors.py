@@ -235,6 +235,15 @@ def describe(exc: BaseException) -> Trouble:
             retry_after_s=exc.retry_after_s,
             violated=exc.violated,
         )
+    if isinstance(exc, RequestTooCostly):
+        return Trouble(
+            meaning.status,
+            meaning.code,
+            f"At most {exc.cost} {exc.limit} would be needed, and {exc.at_once} fit at once; waiting does not help."
+            " Ask for less at a time.",
+            limit=exc.at_once,
+            reason=exc.limit,
+        )
     # A domain error's own message may name what no caller should see; its docstring is written for callers.
     return Trouble(
         meaning.status, meaning.code, (kind.__doc__ or "").split("\n")[0], retry_after_s=meaning.retry_after_s

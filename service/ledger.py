@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from service.costs import most_tokens
+from service.errors import CLIENT_CLOSED
+from service.watch import metrics
 from tenants.audit import Decision, Entry, micro_units
+from tenants.errors import QuotaExceeded
+from tenants.limits import limits_of
 from tenants.sessions import make_session_id
 
 if TYPE_CHECKING:
@@ -20,8 +25,8 @@ if TYPE_CHECKING:
     from tenants.quotas import Hold, Quotas
     from tenants.sessions import Session, Sessions
 
-LEASE_SLACK_S = 30.0
-"""How much longer than a request's deadline its slot stays taken, should its gateway die."""
+SLACK_S = 30.0
+"""How much longer than a request's deadline its slot stays taken, should it never be settled."""
 
 
 class Ledger:
@@ -33,14 +38,31 @@ class Ledger:
         self.quotas = quotas
         self.sessions = sessions
         self.audit = audit
-        self.lease_s = deadline_s + LEASE_SLACK_S
+        self.most_s = deadline_s + SLACK_S
         self.model = model
 
-    async def hold(self, exchange: Exchange, ask: Ask) -> Hold:
-        """Reserve what the ask costs. Raises `QuotaExceeded`, `RequestTooCostly`, `DatabaseUnavailable`."""
-        return await self.quotas.hold(
-            _caller(exchange), exchange.request_id, images=len(ask.images), lease_s=self.lease_s
-        )
+    async def hold(self, exchange: Exchange, ask: Ask, card: ModelCard | None) -> Hold:
+        """Reserve what the ask costs at most, and tell the exchange where its caller's limits stand.
+
+        Raises `QuotaExceeded`, `RequestTooCostly`, `DatabaseUnavailable`.
+        """
+        caller = _caller(exchange)
+        tokens = most_tokens(ask, card)
+        if card is None:  # the bound is a guess: it reserves all there is, and refuses nothing for good
+            tokens = min(tokens, limits_of(caller).at_once("tokens") or tokens)
+        try:
+            hold = await self.quotas.hold(
+                caller, exchange.request_id, images=len(ask.images), tokens=tokens, most_s=self.most_s
+            )
+        except QuotaExceeded as exc:
+            exchange.standings = exc.standings
+            for limit in exc.violated:
+                metrics.LIMITS.labels(limit, "refused").inc()
+            raise
+        exchange.standings = hold.standings
+        for limit in hold.shadowed:
+            metrics.LIMITS.labels(limit, "shadowed").inc()
+        return hold
 
     async def settle_answered(
         self,
@@ -61,11 +83,16 @@ class Ledger:
             ranking=ranking,
             card=card,
             stages_ms={**exchange.stages_ms, "queue": scored.queue_ms, "worker": scored.worker_ms},
+            shadowed=hold.shadowed,
         )
-        exchange.entry_id = str(await self.quotas.settle(hold, entry))
+        exchange.entry_id = str(await self.quotas.settle(hold, entry, tokens=ranking.input_tokens))
 
     async def settle_refused(self, exchange: Exchange, hold: Hold, ask: Ask, trouble: Trouble) -> None:
-        """Free the slot and write why there is no answer. What failed on our side gives its images back."""
+        """Free the slot and write why there is no answer.
+
+        What failed on our side gives its images back. Tokens stay charged only where the caller hung up: they may
+        have been read.
+        """
         entry = await self._entry(
             exchange,
             _decision(trouble),
@@ -73,9 +100,11 @@ class Ledger:
             status=trouble.status,
             ask=ask,
             stages_ms=exchange.stages_ms,
+            shadowed=hold.shadowed,
         )
-        unused = trouble.status >= 500
-        exchange.entry_id = str(await self.quotas.settle(hold, entry, images=0 if unused else None))
+        images = 0 if trouble.status >= 500 else None
+        tokens = None if trouble.status == CLIENT_CLOSED else 0
+        exchange.entry_id = str(await self.quotas.settle(hold, entry, images=images, tokens=tokens))
 
     async def open_session(self, exchange: Exchange, ttl_s: int) -> Session:
         """Open a session and write so, in one transaction. Raises `QuotaExceeded`, `RequestTooCostly`."""
@@ -117,6 +146,7 @@ class Ledger:
         ranking: Ranking | None = None,
         card: ModelCard | None = None,
         session: str | None = None,
+        shadowed: tuple[str, ...] = (),
     ) -> Entry:
         caller = _caller(exchange)
         prints = await self.audit.fingerprints(caller.tenant)
@@ -144,6 +174,7 @@ class Ledger:
             stages_us=tuple((name, round(ms * 1000)) for name, ms in stages_ms.items()),
             client=prints.address(exchange.client_address),
             session=session or (ask.session if ask is not None else None) or "",
+            shadowed=shadowed,
         )
 
 

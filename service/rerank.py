@@ -76,7 +76,7 @@ class Rerank:
         Nothing stays held, but where the database goes away between hold and settle: then until the hold's lease ends.
         """
         with exchange.stage("hold"):
-            hold = await self.ledger.hold(exchange, ask)
+            hold = await self.ledger.hold(exchange, ask, self.fleet.card)
         try:
             async with exchange.while_connected():
                 with exchange.stage("clean"):

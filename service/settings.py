@@ -5,11 +5,13 @@ Defaults stand here and nowhere else. `tenants` and `models` never see this obje
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import DEMO
 
@@ -78,9 +80,26 @@ class Settings(BaseSettings):
     image_limit_side: int = Field(16_384, ge=28, description="Longest side of an image, in pixels.")
     image_limit_aspect: int = Field(200, ge=1, le=200, description="Longest side over shortest side at most.")
     image_limit_frames: int = Field(1, ge=1, description="Frames at most; 1 refuses animations.")
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Reverse proxies, as networks with commas between (`10.0.0.0/8,fd00::/8`): from them alone"
+        " `X-Forwarded-For` is read.",
+    )
     log_level: str = Field(
         "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
     )
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            ipaddress.ip_network(text)
+        return value
 
     @property
     def model_is_local(self) -> bool:

@@ -6,9 +6,14 @@ database.py    provision, migrate, the pools, `transaction(tenant)`: the only co
 guard.py       what a runtime role and a schema must not be, checked before the first request
 embedded.py    our own supervisor of the embedded Postgres
 policy.py      frozen Policy: a tenant's limits and rights
-access.py      API keys → Caller; mints TenantId
+access.py      keys and identities → Caller; mints TenantId
+keys.py        life cycle of API keys; key_text.py: how one is written
+kept.py        what was read of them, for a moment
+denials.py     tokens and certificates that are denied although they are valid
+uses.py        when and from where keys were last used
+changes.py     what other gateways changed, heard by LISTEN
 key_limits.py  a key's own limits, below its tenant's
-directory.py   life cycle of tenants, keys and policies; mints TenantId
+directory.py   life cycle of tenants and policies; mints TenantId
 sealing.py     secrets wrapped under the master key
 quotas.py      hold → settle | release; reap
 audit.py       Entry: canonical bytes, fingerprints, append, list

@@ -1,41 +1,33 @@
-"""API keys, and who calls: a key's text → `Caller`.
+"""Who calls: a key's text, a token or a certificate → `Caller`.
 
-A key reads `prc_live_` + 12 characters of key id + `_` + 43 of secret (256 bits) + 6 of CRC32 over all before
-it, in base62. The checksum is checked before any database is asked; only HMAC-SHA-256(pepper, secret) is
-stored. `TenantId` is minted here and in `directory.py`, nowhere else.
+What was found of a key or an identity is kept for at most `kept.KEPT_S` seconds, counted from before it was read, so
+a revocation, a suspension or a new policy is in force everywhere within that time whatever happens; a gateway
+that listens (`tenants.changes`) forgets at once. `TenantId` is minted here, in `directory.py` and in `keys.py`, nowhere else.
 """
 
 from __future__ import annotations
 
 import hmac
-import re
-import secrets
-import zlib
-from collections.abc import Mapping
+import ipaddress
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NewType
 from uuid import UUID
 
-from tenants.errors import KeyMalformed, KeyUnknown, TenantSuspended
+from tenants.errors import KeyUnknown, TenantSuspended
+from tenants.kept import Kept
 from tenants.key_limits import NO_LIMITS, KeyLimits
+from tenants.key_text import PEPPER_BYTES, PEPPER_VERSION, Plane, digest_secret, parse_key
 from tenants.policy import Policy
 
 if TYPE_CHECKING:
-    from tenants.database import Database
+    from asyncpg import Record
 
-BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-KEY_PREFIX = "prc_live_"
-KEY_ID_LENGTH = 12
-SECRET_LENGTH = 43
-CHECKSUM_LENGTH = 6
-KEY_PATTERN = re.compile(
-    r"(?P<head>prc_live_(?P<id>[0-9A-Za-z]{12})_(?P<secret>[0-9A-Za-z]{43}))(?P<crc>[0-9A-Za-z]{6})"
-)
-"""What a leak scanner looks for; `parse_key` checks the checksum as well."""
-PEPPER_VERSION = 1
-PEPPER_BYTES = 32
+    from tenants.database import Database
 
 TenantId = NewType("TenantId", UUID)
 INSTALLATION = TenantId(UUID(int=0))
@@ -49,15 +41,6 @@ class Role(StrEnum):
     TENANT_ADMIN = "tenant_admin"
     AUDITOR = "auditor"
     PLATFORM_ADMIN = "platform_admin"
-
-
-class Plane(StrEnum):
-    """Which half of the surface a path belongs to. A role works on one of them and is unknown on the other."""
-
-    DATA = "data"
-    """Rerank, sessions, usage, models."""
-    ADMIN = "admin"
-    """`/admin/…` and `/metrics`."""
 
 
 class Scope(StrEnum):
@@ -118,24 +101,53 @@ class Caller:
     """Of a token its `sub`, of a certificate the name that was mapped; empty for a key."""
 
 
-class Access:
-    """Tells who holds a key. Keeps nothing: a revocation is in force for the next call."""
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a verified token or certificate speaks for; whether that holds, the database says."""
 
-    def __init__(self, database: Database, *, pepper: bytes) -> None:
+    means: Means
+    name: str
+    """Of the issuer, or of the certificate's entry, as the configuration calls it."""
+    tenant_name: str
+    role: Role
+    scopes: frozenset[Scope]
+    subject: str
+    jti: str
+    """What a deny-list knows it by: the token's id, or the certificate's SHA-256."""
+
+    @property
+    def key_id(self) -> str:
+        return f"{self.means}:{self.name}"
+
+
+class Access:
+    """Tells who holds a key, or whom a verified identity speaks for."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        pepper: bytes,
+        kept_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`kept_s`: seconds for which what was read may serve again; 0 asks the database each time."""
         if len(pepper) < PEPPER_BYTES:
             raise ValueError(f"the pepper must be at least {PEPPER_BYTES} bytes")
         self._database = database
         self._pepper = pepper
+        self._found: Kept[list[Record]] = Kept(kept_s, clock)
 
-    async def authenticate(self, token: str) -> Caller:
-        """The caller that `token` proves. One read, no write; cancel-safe.
+    async def authenticate(self, token: str, *, plane: Plane = Plane.DATA, address: str = "") -> Caller:
+        """The caller that the key `token` proves on that plane, from that address. At most one read, no write.
 
-        Raises `KeyMalformed` (no database was asked), `KeyUnknown` (unknown, wrong secret, revoked, expired:
-        the same message, the same work), `TenantSuspended`, `DatabaseUnavailable`.
+        Raises `KeyMalformed` (no database was asked), `KeyUnknown` (unknown, wrong secret, of the other plane,
+        revoked, expired, from an address that is not allowed: the same message, the same work), `TenantSuspended`,
+        `DatabaseUnavailable`.
         """
-        key_id, secret = parse_key(token)
+        form, key_id, secret = parse_key(token)
         given = digest_secret(self._pepper, secret)
-        rows = await self._database.call("select * from pericarp.find_key($1)", key_id)
+        rows, age_s = await self._found.get(("key", key_id), lambda: self._read_key(key_id))
         if not rows:
             hmac.compare_digest(given, bytes(len(given)))  # an unknown id costs what a wrong secret costs
             raise KeyUnknown(reason="unknown")
@@ -144,57 +156,98 @@ class Access:
             for row in rows
             if hmac.compare_digest(given, row["secret_digest"]) and row["pepper_version"] == PEPPER_VERSION
         ]
-        tenant = TenantId(rows[0]["tenant_id"])
+        row = rows[0]
+        tenant = TenantId(row["tenant_id"])
+
+        def refused(reason: str) -> KeyUnknown:
+            return KeyUnknown(reason=reason, tenant=tenant, key_id=key_id)
+
         if not matching:
-            raise KeyUnknown(reason="wrong_secret", tenant=tenant, key_id=key_id)
-        row = matching[0]
+            raise refused("wrong_secret")
+        if row["kind"] != form or form != plane:
+            raise refused("plane")
         if row["revoked"]:
-            raise KeyUnknown(reason="revoked", tenant=tenant, key_id=key_id)
-        if row["expired"] or all(match["secret_expired"] for match in matching):
-            raise KeyUnknown(reason="expired", tenant=tenant, key_id=key_id)
+            raise refused("revoked")
+        if _is_over(row["expires_in_s"], age_s):
+            raise refused("expired")
+        if all(_is_over(match["secret_expires_in_s"], age_s) for match in matching):
+            raise refused("rotated")
+        if not _is_allowed(address, row["allowed_cidrs"]):
+            raise refused("address")
         if row["suspended"]:
             raise TenantSuspended(tenant=tenant, key_id=key_id)
+        role = Role(row["role"])
         return Caller(
             tenant,
             row["tenant_name"],
             key_id,
-            Role(row["role"]),
+            role,
             Policy.from_json(row["policy"]),
-            scopes=ROLE_SCOPES[Role(row["role"])],
+            KeyLimits.from_json(row["limits"]),
+            frozenset(map(Scope, row["scopes"])) & ROLE_SCOPES[role],
         )
 
+    async def admit(self, identity: Identity, *, plane: Plane) -> Caller:
+        """The caller that a verified identity speaks for on that plane. At most one read, no write.
 
-def make_key() -> tuple[str, str, str]:
-    """A new key: its id, its secret, and the text that the tenant gets, once."""
-    key_id = random_base62(KEY_ID_LENGTH)
-    secret = random_base62(SECRET_LENGTH)
-    head = f"{KEY_PREFIX}{key_id}_{secret}"
-    return key_id, secret, head + checksum(head)
+        Raises `KeyUnknown` (of the other plane, denied, no such tenant), `TenantSuspended`, `DatabaseUnavailable`.
+        """
+        asked = (identity.tenant_name, f"{identity.means}:{identity.name}", identity.jti)
+        rows, _ = await self._found.get(("identity", *asked), lambda: self._read_identity(asked))
+        if not rows:
+            raise KeyUnknown(reason="no_tenant")
+        row = rows[0]
+        tenant = TenantId(row["tenant_id"])
+        if plane_of(identity.role) != plane:
+            raise KeyUnknown(reason="plane", tenant=tenant, key_id=identity.key_id)
+        if row["denied"]:
+            raise KeyUnknown(reason="denied", tenant=tenant, key_id=identity.key_id)
+        if row["suspended"]:
+            raise TenantSuspended(tenant=tenant, key_id=identity.key_id)
+        return Caller(
+            tenant,
+            row["tenant_name"],
+            identity.key_id,
+            identity.role,
+            Policy.from_json(row["policy"]),
+            scopes=identity.scopes & ROLE_SCOPES[identity.role],
+            means=identity.means,
+            subject=identity.subject,
+        )
+
+    def forget(self, change: str) -> None:
+        """Read anew what a change told by the database is about: `key:` and an id, or `tenant:` and an id."""
+        what, _, which = change.partition(":")
+        if what == "key":
+            self._found.drop(lambda asked, _rows: asked == ("key", which))
+        else:
+            # An unknown name may be this tenant's, just made.
+            self._found.drop(lambda _asked, rows: not rows or str(rows[0]["tenant_id"]) == which)
+
+    def forget_all(self) -> None:
+        """Read everything anew: changes may have been missed."""
+        self._found.drop(lambda _asked, _rows: True)
+
+    async def _read_key(self, key_id: str) -> list[Record]:
+        return await self._database.call("select * from pericarp.find_key($1)", key_id)
+
+    async def _read_identity(self, asked: tuple[str, str, str]) -> list[Record]:
+        return await self._database.call("select * from pericarp.find_identity($1, $2, $3)", *asked)
 
 
-def parse_key(token: str) -> tuple[str, str]:
-    """Key id and secret of a key's text. Raises `KeyMalformed` for a wrong shape or checksum."""
-    match = KEY_PATTERN.fullmatch(token)
-    if match is None or checksum(match["head"]) != match["crc"]:
-        raise KeyMalformed
-    return match["id"], match["secret"]
+def _is_over(in_s: float | None, age_s: float) -> bool:
+    """Whether a time that was `in_s` seconds away, `age_s` seconds ago, has come."""
+    return (math.inf if in_s is None else in_s) <= age_s
 
 
-def checksum(head: str) -> str:
-    """CRC32 in six base62 digits. It finds typos and random probes; it proves nothing."""
-    rest = zlib.crc32(head.encode())
-    digits = []
-    for _ in range(CHECKSUM_LENGTH):
-        rest, digit = divmod(rest, len(BASE62))
-        digits.append(BASE62[digit])
-    return "".join(reversed(digits))
-
-
-def digest_secret(pepper: bytes, secret: str) -> bytes:
-    """What is stored of a secret. Worthless without the pepper, which is kept outside the database."""
-    return hmac.digest(pepper, secret.encode(), "sha256")
-
-
-def random_base62(length: int) -> str:
-    """`length` characters that nobody guesses, 5.95 bits each."""
-    return "".join(secrets.choice(BASE62) for _ in range(length))
+def _is_allowed(address: str, allowed: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Whether a key with that list may be used from there; an empty list allows every address, also none."""
+    if not allowed:
+        return True
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return any(found in network for network in allowed)

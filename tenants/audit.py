@@ -94,6 +94,8 @@ class Entry:
     """Fingerprint of the client's address."""
     session: str = ""
     """The session's id, where it is about one or used one; else the bytes have no such key."""
+    shadowed: tuple[str, ...] = ()
+    """Limits in shadow that would have refused it, where there are any; else the bytes have no such key."""
     details: Mapping[str, object] = field(default_factory=dict)
     """Of an `admin.…` operation: what was changed, in integers, strings, lists and objects of them; else no such key."""
 
@@ -241,6 +243,7 @@ def encode(entry: Entry) -> bytes:
     if not _is_canonical(entry.details):
         raise EntryInvalid
     session = {"session": entry.session} if entry.session else {}
+    shadowed = {"shadowed": entry.shadowed} if entry.shadowed else {}
     details = {"details": entry.details} if entry.details else {}
     return orjson.dumps(
         {
@@ -262,6 +265,7 @@ def encode(entry: Entry) -> bytes:
             "request_id": entry.request_id,
             "role": str(entry.role),
             **session,
+            **shadowed,
             **details,
             "stages_us": dict(entry.stages_us),
             "status": entry.status,
@@ -297,6 +301,7 @@ def decode(body: bytes) -> Entry:
             stages_us=tuple(sorted(raw["stages_us"].items())),
             client=raw["client"],
             session=raw.get("session", ""),
+            shadowed=tuple(raw.get("shadowed", ())),
             details=raw.get("details", {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:

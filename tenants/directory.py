@@ -1,6 +1,6 @@
 """The life of tenants, their policies and their keys. Every change is durable when it returns.
 
-`TenantId` is minted here and in `access.py`, nowhere else.
+`TenantId` is minted here, in `access.py` and in `keys.py`, nowhere else.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
 from tenants import sealing, tables
-from tenants.access import PEPPER_BYTES, PEPPER_VERSION, Role, TenantId, digest_secret, make_key
-from tenants.errors import InvalidName, KeyNotFound, TenantExists, TenantNotFound
+from tenants.access import Role, TenantId
+from tenants.errors import InvalidName, TenantExists, TenantNotFound
+from tenants.keys import Key, Keys
 from tenants.policies import Policies, Setter
 from tenants.policy import Policy
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 TENANT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 """A DNS label: it goes into labels, paths and logs unchanged."""
-KEY_NAME_LENGTH = 100
 AUDIT_KEY_BYTES = 32
 
 
@@ -40,27 +40,12 @@ class Tenant:
     suspended_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One API key, without its secret."""
-
-    id: str
-    tenant: TenantId
-    role: Role
-    name: str | None
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-
-
 class Directory:
     """Creates and changes tenants, policies and keys."""
 
     def __init__(self, database: Database, *, pepper: bytes, master_key: bytes) -> None:
-        if len(pepper) < PEPPER_BYTES:
-            raise ValueError(f"the pepper must be at least {PEPPER_BYTES} bytes")
+        self.keys = Keys(database, pepper=pepper)
         self._database = database
-        self._pepper = pepper
         self._master_key = master_key
         self.policies = Policies(database, self)
 
@@ -126,77 +111,20 @@ class Directory:
     async def create_key(
         self, tenant: TenantId, role: Role, *, name: str | None = None, expires_at: datetime | None = None
     ) -> tuple[Key, str]:
-        """A new key and its text, told once and stored nowhere. Raises `TenantNotFound`, `InvalidName`."""
-        if name is not None and not (0 < len(name) <= KEY_NAME_LENGTH and name.isprintable()):
-            raise InvalidName(f"a key's name is 1 to {KEY_NAME_LENGTH} printable characters")
-        if expires_at is not None and expires_at.tzinfo is None:
-            raise ValueError("expires_at needs a time zone")
-        key_id, secret, token = make_key()
-        try:
-            async with self._database.transaction(tenant) as connection:
-                row = (
-                    await connection.execute(
-                        insert(tables.key)
-                        .values(
-                            tenant_id=tenant,
-                            id=key_id,
-                            role=Role(role).value,
-                            name=name,
-                            expires_at=expires_at,
-                        )
-                        .returning(tables.key)
-                    )
-                ).one()
-                await connection.execute(
-                    insert(tables.key_secret).values(
-                        tenant_id=tenant,
-                        key_id=key_id,
-                        digest=digest_secret(self._pepper, secret),
-                        pepper_version=PEPPER_VERSION,
-                    )
-                )
-        except IntegrityError as exc:
-            raise TenantNotFound from exc
-        return _key(row), token
+        """See `Keys.create`."""
+        return await self.keys.create(tenant, role, name=name, expires_at=expires_at)
 
     async def list_keys(self, tenant: TenantId) -> tuple[Key, ...]:
-        """The tenant's keys, oldest first, revoked and expired ones included."""
-        columns = tables.key.c
-        async with self._database.transaction(tenant) as connection:
-            rows = (
-                await connection.execute(
-                    select(tables.key)
-                    .where(columns.tenant_id == tenant)
-                    .order_by(columns.created_at, columns.id)
-                )
-            ).all()
-        return tuple(_key(row) for row in rows)
+        """See `Keys.list`."""
+        return await self.keys.list(tenant)
 
     async def find_key_tenant(self, key_id: str) -> TenantId:
-        """Whose key it is, for the platform's own commands. Raises `KeyNotFound`."""
-        rows = await self._database.call("select tenant_id from pericarp.find_key($1)", key_id)
-        if not rows:
-            raise KeyNotFound
-        return TenantId(rows[0]["tenant_id"])
+        """See `Keys.find_tenant`."""
+        return await self.keys.find_tenant(key_id)
 
     async def revoke_key(self, tenant: TenantId, key_id: str) -> Key:
-        """Refuse the key from the next request on. Idempotent: the first time stands.
-
-        Raises `KeyNotFound`.
-        """
-        columns = tables.key.c
-        async with self._database.transaction(tenant) as connection:
-            row = (
-                await connection.execute(
-                    update(tables.key)
-                    .where(columns.tenant_id == tenant, columns.id == key_id)
-                    .values(revoked_at=func.coalesce(columns.revoked_at, func.clock_timestamp()))
-                    .returning(tables.key)
-                )
-            ).one_or_none()
-        if row is None:
-            raise KeyNotFound
-        return _key(row)
+        """See `Keys.revoke`."""
+        return await self.keys.revoke(tenant, key_id)
 
     async def _set_suspended(self, tenant: TenantId, *, suspended: bool) -> None:
         column = tables.tenant.c.suspended_at
@@ -214,15 +142,3 @@ class Directory:
 
 def _tenant(row: Any) -> Tenant:
     return Tenant(TenantId(row.id), row.name, row.created_at, row.suspended_at)
-
-
-def _key(row: Any) -> Key:
-    return Key(
-        row.id,
-        TenantId(row.tenant_id),
-        Role(row.role),
-        row.name,
-        row.created_at,
-        row.expires_at,
-        row.revoked_at,
-    )

@@ -11,6 +11,8 @@
     ├── InvalidName             a tenant's or key's name that we do not take
     ├── InvalidPolicy           a policy that contradicts itself, or has unknown fields
     ├── InvalidKeyLimits        a key's limits that are none, or above its tenant's
+    ├── InvalidKeyRights        scopes or addresses that a key cannot have, or that its creator lacks
+    ├── RotationRefused         two secrets are live already, or the key is over
     ├── PolicyChanged           a policy or ceiling that is not the one that the caller has seen
     ├── QuotaExceeded           a limit is used up; come back after `retry_after_s`
     ├── RequestTooCostly        costs more than the limit lets through at once: waiting does not help
@@ -31,7 +33,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from tenants.quotas import Standing
+    from tenants.limits import Standing
 
 
 class TenancyError(Exception):
@@ -46,7 +48,8 @@ class Unauthenticated(TenancyError):
     """The API key is missing or not valid.
 
     `tenant` and `key_id` are set where a *known* key failed, for the log alone; a caller must never learn
-    them. `reason` is one of malformed, unknown, wrong_secret, revoked, expired.
+    them. `reason` is a word for the log: malformed, unknown, wrong_secret, plane, revoked, expired, rotated (the
+    secret, not the key), address; of a token or certificate also conflict, denied, no_tenant and its own.
     """
 
     def __init__(self, *, reason: str, tenant: UUID | None = None, key_id: str | None = None) -> None:
@@ -136,12 +139,20 @@ class InvalidKeyLimits(TenancyError):
     """The key's limits are not valid."""
 
 
+class InvalidKeyRights(TenancyError):
+    """The key's scopes or addresses are not valid."""
+
+
+class RotationRefused(TenancyError):
+    """The key cannot be rotated now."""
+
+
 class QuotaExceeded(TenancyError):
     """A limit of the tenant is used up.
 
-    `violated` names the limits (`requests`, `images`, `concurrency`, or `sessions` alone); all of them let
-    the same request through `retry_after_s` from now if nothing else is asked meanwhile. `standings` tells every limit's
-    state.
+    `violated` names the limits (of `tenants.limits`, or `sessions` alone); all of them let the same request through
+    `retry_after_s` from now if nothing else is asked meanwhile and what runs has ended. `standings` tells every
+    limit's state.
     """
 
     def __init__(

@@ -49,6 +49,9 @@ with tables as (
       from pg_class c
      where c.relnamespace = 'pericarp'::regnamespace and c.relkind in ('r', 'p')
        and c.relname <> 'alembic_version'
+       -- what has nothing of any tenant, and is out of the role's reach, needs no wall
+       and (exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id')
+            or has_table_privilege(session_user, c.oid, 'SELECT, INSERT, UPDATE, DELETE'))
 ), rules as (
     -- policies that the runtime role is subject to: those of PUBLIC and of roles that it has
     select p.polrelid, p.polcmd,

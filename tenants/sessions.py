@@ -18,9 +18,10 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from tenants.access import random_base62
 from tenants.audit import SCHEMA_VERSION, Decision, Entry, encode
 from tenants.errors import QuotaExceeded, RequestTooCostly, SessionNotFound
+from tenants.key_text import random_base62
+from tenants.limits import Standing
 from tenants.tables import session as table
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class Sessions:
         )
         if not row["opened"]:
             retry_after_s = max(1, -(-row["retry_after_ms"] // 1000))
-            raise QuotaExceeded(violated=("sessions",), retry_after_s=retry_after_s)
+            full = Standing("sessions", most, None, remaining=0, more_in_s=retry_after_s, per_window=most)
+            raise QuotaExceeded(violated=("sessions",), retry_after_s=retry_after_s, standings=(full,))
         opened = Session(
             session_id, row["created_at"], ttl_s, row["expires_at"], row["ends_at"], None, requests=0
         )

@@ -24,13 +24,14 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, UUID
 
 SCHEMA = "pericarp"
 metadata = MetaData(schema=SCHEMA)
 
 _NOW = text("clock_timestamp()")
 _NEVER = text("'-infinity'")
+_EMPTY = text("'{}'")
 
 
 def _time(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
@@ -84,6 +85,23 @@ key = Table(
     _time("created_at", default=True),
     _time("expires_at", nullable=True),
     _time("revoked_at", nullable=True),
+    Column("kind", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False, server_default=_EMPTY),
+    Column(
+        "allowed_cidrs",
+        ARRAY(CIDR),
+        nullable=False,
+        server_default=_EMPTY,
+        comment="empty: from everywhere",
+    ),
+    Column("limits", JSONB, nullable=False, server_default=_EMPTY),
+    Column("revoked_reason", Text),
+    Column(
+        "last_used_at",
+        TIMESTAMP(timezone=True),
+        comment="written in batches, some seconds late",
+    ),
+    Column("last_used_address", INET),
     PrimaryKeyConstraint("tenant_id", "id", name="key_pkey"),
     UniqueConstraint("id", name="key_id_key"),
 )
@@ -101,6 +119,24 @@ key_secret = Table(
     ForeignKeyConstraint(
         ["tenant_id", "key_id"], ["pericarp.key.tenant_id", "pericarp.key.id"], name="key_secret_key_fkey"
     ),
+)
+
+denied_token = Table(
+    "denied_token",
+    metadata,
+    Column(
+        "tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="denied_token_tenant_fkey"), nullable=False
+    ),
+    Column("issuer", Text, nullable=False),
+    Column("jti", Text, nullable=False),
+    _time("denied_at", default=True),
+    Column(
+        "until",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        comment="after it the token is expired anyway, and the row goes",
+    ),
+    PrimaryKeyConstraint("tenant_id", "issuer", "jti", name="denied_token_pkey"),
 )
 
 audit_inbox = Table(
@@ -123,18 +159,30 @@ quota = Table(
     metadata,
     Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="quota_tenant_fkey"), nullable=False),
     Column("key_id", Text, nullable=False, server_default=text("''")),
-    Column(
-        "requests_tat",
-        TIMESTAMP(timezone=True),
-        nullable=False,
-        server_default=_NEVER,
-        comment="GCRA: theoretical arrival time",
-    ),
-    Column("images_tat", TIMESTAMP(timezone=True), nullable=False, server_default=_NEVER),
     Column("month", Date, nullable=False, server_default=_NEVER),
     Column("month_requests", BigInteger, nullable=False, server_default=text("0")),
-    Column("month_images", BigInteger, nullable=False, server_default=text("0")),
+    Column(
+        "leaked_us",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="the moment of the levels, microseconds since 1970",
+    ),
+    *(
+        Column(f"{name}_level", BigInteger, nullable=False, server_default=text("0"))
+        for name in ("requests", "images", "tokens")
+    ),
+    *(Column(f"{name}_rate", BigInteger) for name in ("requests", "images", "tokens")),
+    Column("month_tokens", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("tenant_id", "key_id", name="quota_pkey"),
+)
+
+gateway = Table(
+    "gateway",
+    metadata,
+    Column("id", UUID, nullable=False),
+    _time("lease_until"),
+    PrimaryKeyConstraint("id", name="gateway_pkey"),
 )
 
 slot = Table(
@@ -142,7 +190,6 @@ slot = Table(
     metadata,
     Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="slot_tenant_fkey"), nullable=False),
     Column("n", Integer, nullable=False),
-    Column("expires_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NEVER),
     Column(
         "token",
         BigInteger,
@@ -150,23 +197,30 @@ slot = Table(
         server_default=text("0"),
         comment="fencing: counts who had the slot; a stale one frees nothing",
     ),
+    Column("request_id", UUID, comment="null: free"),
+    Column("key_id", Text, nullable=False, server_default=text("''")),
+    Column("gateway_id", UUID),
+    Column("images", Integer, nullable=False, server_default=text("0")),
+    Column("tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("shadowed", ARRAY(Integer), nullable=False, server_default=text("'{}'")),
+    Column("expires_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NEVER),
+    Column("settled_at", TIMESTAMP(timezone=True), comment="not null: ended, and not yet counted"),
+    Column("used_images", Integer, nullable=False, server_default=text("0")),
+    Column("used_tokens", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("tenant_id", "n", name="slot_pkey"),
 )
 
-hold = Table(
-    "hold",
+usage = Table(
+    "usage",
     metadata,
-    Column("tenant_id", UUID, nullable=False),
-    Column("request_id", UUID, nullable=False),
+    Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="usage_tenant_fkey"), nullable=False),
+    Column("day", Date, nullable=False, comment="UTC"),
     Column("key_id", Text, nullable=False),
-    Column("slot", Integer, nullable=False),
-    Column("token", BigInteger, nullable=False),
-    Column("images", Integer, nullable=False),
-    Column("images_per_minute", Integer, nullable=False),
-    _time("held_at"),
-    _time("expires_at"),
-    PrimaryKeyConstraint("tenant_id", "request_id", name="hold_pkey"),
-    Index("hold_expires", "expires_at"),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=text("0"))
+        for name in ("requests", "images", "tokens", "refused", "shadowed")
+    ),
+    PrimaryKeyConstraint("tenant_id", "day", "key_id", name="usage_pkey"),
 )
 
 session = Table(

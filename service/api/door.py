@@ -15,6 +15,7 @@ import orjson
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
+from service.api.limits import limit_headers
 from service.asks import Exchange
 from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, describe
 from service.watch import metrics
@@ -23,8 +24,8 @@ from service.watch.logs import get_logger, where_it_broke
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from service.api.identify import Identify
     from service.ledger import Ledger
-    from tenants.access import Access
 
 OPEN_PATHS = frozenset(
     {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css"}
@@ -39,9 +40,9 @@ log = get_logger(__name__)
 class Door:
     """Lets callers in. Outermost but for Starlette's own last resort."""
 
-    def __init__(self, app: ASGIApp, *, access: Access, ledger: Ledger, body_limit_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, identify: Identify, ledger: Ledger, body_limit_bytes: int) -> None:
         self.app = app
-        self.access = access
+        self.identify = identify
         self.ledger = ledger
         self.body_limit_bytes = body_limit_bytes
 
@@ -51,7 +52,7 @@ class Door:
             return
         exchange = Exchange(
             request_id=str(uuid.uuid4()),
-            client_address=(scope.get("client") or ("", 0))[0],
+            client_address=self.identify.address(scope),
             operation=_operation(scope),
         )
         scope.setdefault("state", {})["exchange"] = exchange
@@ -67,6 +68,7 @@ class Door:
                     headers["Server-Timing"] = server_timing(exchange)
                 if exchange.entry_id is not None:
                     headers["Pericarp-Receipt"] = exchange.entry_id
+                headers.update(limit_headers(exchange.standings))
             await send(message)
 
         try:
@@ -90,7 +92,7 @@ class Door:
     async def _admit(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         headers = Headers(scope=scope)
         if scope["path"] not in OPEN_PATHS:
-            exchange.caller = await self.access.authenticate(_token(headers))
+            exchange.caller = await self.identify(scope, exchange)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > self.body_limit_bytes:
             raise self._too_large()
@@ -180,12 +182,6 @@ def _operation(scope: Scope) -> str:
     """What the log calls the request until a route knows better; a path that says too much is not repeated."""
     path = scope["path"] if PLAIN_PATH.fullmatch(scope["path"]) else "other"
     return f"{scope['method'][:8]} {path}"
-
-
-def _token(headers: Headers) -> str:
-    """The key from `Authorization: Bearer …`; empty where there is none."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _known_operation(scope: Scope) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
     from service.asks import Exchange
-    from tenants.access import Caller
+    from tenants.access import Caller, Scope
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -37,13 +37,15 @@ PROBLEMS: Responses = {
 }
 
 
-def require(exchange: Exchange, role: str) -> Caller:
-    """The caller, who has that role. Raises `Forbidden` for any other."""
+def require(exchange: Exchange, role: str, scope: Scope | None = None) -> Caller:
+    """The caller, who has that role, and that scope where one is named. Raises `Forbidden` for any other."""
     caller = exchange.caller
     if caller is None:  # the door lets nobody else in; this is a second lock, not a path
         raise Forbidden
     if caller.role != role:
         raise Forbidden(f"This needs a key with the role {role}; this one has {caller.role}.", reason="role")
+    if scope is not None and scope not in caller.scopes:
+        raise Forbidden(f"This needs the scope {scope}.", reason="scope")
     return caller
 
 

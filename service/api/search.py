@@ -15,6 +15,7 @@ from service.api.requests import PROBLEMS, read_body, require
 from service.api.schemas import RerankAnswer, read
 from service.errors import ModelUnknown, NotReady
 from service.watch import metrics
+from tenants.access import Scope
 
 if TYPE_CHECKING:
     from service.asks import Ask, Exchange, RawItem
@@ -70,7 +71,7 @@ def build_router(
         """Query and documents are each text, an image, or both; up to 1,000 documents in one request."""
         exchange: Exchange = request.state.exchange
         exchange.operation = "rerank"
-        caller = require(exchange, "search")
+        caller = require(exchange, "search", Scope.RERANK)
         policy = caller.policy
         body = await read_body(request, deadline_s)
         with exchange.stage("parse"):
@@ -84,6 +85,8 @@ def build_router(
             raise ModelUnknown(
                 f"That model is not served here; leave `model` out or use {model!r}.", field="model"
             )
+        if ask.session is not None:
+            require(exchange, "search", Scope.SESSIONS)
         ranking = await rerank(exchange, ask)
         return Response(orjson.dumps(_answer(exchange, ask, ranking, model)), media_type="application/json")
 
@@ -123,7 +126,7 @@ def build_router(
     async def export_metrics(request: Request) -> Response:
         """Counts over all tenants, so only the platform's own keys may read them."""
         request.state.exchange.operation = "metrics"
-        require(request.state.exchange, "platform_admin")
+        require(request.state.exchange, "platform_admin", Scope.METRICS)
         workers = fleet.workers()
         for state in ("assigned", "spare"):
             metrics.WORKERS.labels(state).set(sum(worker.state == state for worker in workers))

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from service.api.requests import PROBLEMS, Responses, read_body, require
 from service.api.schemas import OpenSessions, SessionAnswer, read_session
+from tenants.access import Scope
 
 if TYPE_CHECKING:
     from service.asks import Exchange
@@ -61,7 +62,7 @@ def build_sessions_router(
     async def list_sessions(request: Request) -> Response:
         """All of them, newest first: no more than the tenant's limit."""
         exchange = _begin(request, "session_list")
-        listed = await sessions.list_open(require(exchange, "search").tenant)
+        listed = await sessions.list_open(require(exchange, "search", Scope.SESSIONS).tenant)
         return _json({"object": "list", "data": [_tell(session) for session in listed]})
 
     @router.get(
@@ -73,7 +74,9 @@ def build_sessions_router(
     async def read_one(request: Request, session_id: str) -> Response:
         """404 for a session that is closed, expired, unknown or another tenant's: one answer for all."""
         exchange = _begin(request, "session_read")
-        return _json(_tell(await sessions.find(require(exchange, "search").tenant, session_id)))
+        return _json(
+            _tell(await sessions.find(require(exchange, "search", Scope.SESSIONS).tenant, session_id))
+        )
 
     @router.delete(
         "/v1/sessions/{session_id}",
@@ -86,7 +89,7 @@ def build_sessions_router(
         """What workers kept for it is overwritten, then freed; here at once, at other gateways within seconds."""
         exchange = _begin(request, "session_close")
         await ledger.close_session(exchange, session_id)
-        await bindings.end(require(exchange, "search").tenant, session_id)
+        await bindings.end(require(exchange, "search", Scope.SESSIONS).tenant, session_id)
         return Response(status_code=204)
 
     return router
@@ -95,7 +98,7 @@ def build_sessions_router(
 def _begin(request: Request, operation: str) -> Exchange:
     exchange: Exchange = request.state.exchange
     exchange.operation = operation
-    require(exchange, "search")
+    require(exchange, "search", Scope.SESSIONS)
     return exchange
 
 

@@ -30,8 +30,11 @@ ACTIONS = frozenset(
         "worker_retire",
         "child_says",
         "hold_orphaned",
+        "lease_lost",
+        "usage_forgotten",
         "session_expired",
         "sweep_failed",
+        "upkeep_failed",
         "sandbox",
     }
 )

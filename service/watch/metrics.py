@@ -19,6 +19,15 @@ REQUESTS = Counter("pericarp_requests", "Answered HTTP requests.", ["operation",
 UNAUTHENTICATED = Counter(
     "pericarp_unauthenticated", "Requests refused before a caller was known.", ["code"], registry=REGISTRY
 )
+KEY_REFUSALS = Counter(
+    "pericarp_key_refusals", "Refusals of keys that are known.", ["reason"], registry=REGISTRY
+)
+LIMITS = Counter(
+    "pericarp_limits",
+    "Requests that a limit refused, or would have refused were it not in shadow.",
+    ["limit", "outcome"],
+    registry=REGISTRY,
+)
 STAGE_SECONDS = Histogram(
     "pericarp_stage_seconds",
     "Time a rerank request spent in one stage.",

@@ -19,10 +19,12 @@ import pytest
 from sqlalchemy import make_url
 
 from tenants import embedded
-from tenants.access import Access, Caller, Role
+from tenants.access import Access, Caller, Role, plane_of
 from tenants.audit import Audit
 from tenants.database import Database, migrate
+from tenants.denials import Denials
 from tenants.directory import Directory
+from tenants.keys import Keys
 from tenants.policy import Policy
 from tenants.provisioning import Urls, provision
 from tenants.quotas import Quotas
@@ -129,6 +131,16 @@ def access(database: Database, installation_secrets: Secrets) -> Access:
 
 
 @pytest.fixture
+def keys(directory: Directory) -> Keys:
+    return directory.keys
+
+
+@pytest.fixture
+def denials(database: Database) -> Denials:
+    return Denials(database)
+
+
+@pytest.fixture
 def audit(database: Database, installation_secrets: Secrets) -> Audit:
     return Audit(database, master_key=installation_secrets.master_key)
 
@@ -153,7 +165,7 @@ def make_caller(directory: Directory, access: Access) -> MakeCaller:
     async def make(policy: Policy | None = None, role: Role = Role.SEARCH) -> Caller:
         tenant = await directory.create_tenant(f"tenant-{secrets.token_hex(8)}", policy)
         _, token = await directory.create_key(tenant.id, role)
-        return await access.authenticate(token)
+        return await access.authenticate(token, plane=plane_of(role))
 
     return make
 

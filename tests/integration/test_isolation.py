@@ -17,8 +17,10 @@ from tenants.access import Access, Caller, Role, TenantId
 from tenants.audit import Audit, Decision, Entry
 from tenants.ceiling import Ceiling
 from tenants.database import Database
-from tenants.directory import Directory, Key
+from tenants.denials import Denials
+from tenants.directory import Directory
 from tenants.errors import KeyNotFound, QuotaExceeded, SessionNotFound
+from tenants.keys import Key
 from tenants.policy import Policy
 from tenants.quotas import Hold, Quotas
 from tenants.sessions import Session, Sessions, make_session_id
@@ -26,7 +28,12 @@ from tenants.tables import metadata
 from tests.integration.conftest import MakeCaller
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = sorted(metadata.tables.values(), key=lambda table: table.name)
+TABLES = sorted(
+    (
+        table for table in metadata.tables.values() if table.name != "gateway"
+    ),  # nothing of any tenant is in it
+    key=lambda table: table.name,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,12 @@ class Resident:
 
 @pytest.fixture
 async def residents(
-    directory: Directory, quotas: Quotas, audit: Audit, sessions: Sessions, make_caller: MakeCaller
+    directory: Directory,
+    quotas: Quotas,
+    audit: Audit,
+    sessions: Sessions,
+    denials: Denials,
+    make_caller: MakeCaller,
 ) -> AsyncIterator[tuple[Resident, Resident]]:
     async def settle_in() -> Resident:
         caller = await make_caller(Policy(concurrent_requests=1))
@@ -52,6 +64,9 @@ async def residents(
         opening = replace(entry_for(caller, str(uuid.uuid4())), session=session_id)
         session, receipt = await sessions.open(caller, session_id, opening)
         hold = await quotas.hold(caller, str(uuid.uuid4()), images=1)
+        await denials.deny(caller.tenant, "jwt:test", str(uuid.uuid4()))
+        with pytest.raises(QuotaExceeded):
+            await quotas.hold(caller, str(uuid.uuid4()), images=0)
         return Resident(caller, key, hold, receipt, session)
 
     first, second = await settle_in(), await settle_in()
@@ -83,7 +98,7 @@ async def test_the_owner_without_a_tenant_sees_nothing(
     """[2] FORCE holds for the owner; only the look-up functions' tables have a policy of its own."""
     connection = await asyncpg.connect(owner_url)
     try:
-        for table in ("quota", "slot", "audit_inbox"):
+        for table in ("quota", "audit_inbox"):
             assert await connection.fetchval(f"select count(*) from pericarp.{table}") == 0
         assert await connection.execute("update pericarp.key set name = 'taken'") == "UPDATE 0"
         assert await connection.execute("update pericarp.tenant set name = 'taken'") == "UPDATE 0"
@@ -126,7 +141,7 @@ async def test_a_bound_transaction_sees_its_own_rows_alone(
 @pytest.mark.parametrize(
     "statement",
     [
-        "insert into pericarp.key (tenant_id, id, role) values (:other, 'AAAAAAAAAAAA', 'search')",
+        "insert into pericarp.key (tenant_id, id, role, kind) values (:other, 'AAAAAAAAAAAA', 'search', 'data')",
         "insert into pericarp.policy (tenant_id, version, body) values (:other, 99, '{}')",
         "insert into pericarp.ceiling (tenant_id, version, set_by, set_role, body) values (:other, 9, '', '', '{}')",
         "insert into pericarp.tenant (id, name) values (:other, 'taken')",
@@ -134,6 +149,7 @@ async def test_a_bound_transaction_sees_its_own_rows_alone(
         " values (:other, 'AAAAAAAAAAAA', sha256('x'), 1)",
         "insert into pericarp.audit_inbox (tenant_id, request_id, schema_version, body)"
         " values (:other, gen_random_uuid(), 1, '{}')",
+        "insert into pericarp.denied_token (tenant_id, issuer, jti, until) values (:other, 'i', 'j', now())",
     ],
 )
 async def test_nothing_is_written_for_another_tenant(
@@ -147,7 +163,8 @@ async def test_nothing_is_written_for_another_tenant(
 
 
 @pytest.mark.parametrize(
-    "table", ["key", "key_secret", "policy", "tenant", "quota", "slot", "hold", "session"]
+    "table",
+    ["key", "key_secret", "policy", "tenant", "quota", "slot", "usage", "session", "denied_token"],
 )
 async def test_no_row_moves_to_another_tenant(
     database: Database, residents: tuple[Resident, Resident], table: str
@@ -177,7 +194,9 @@ async def test_nothing_leaks_through_a_pooled_connection(
                     raise ZeroDivisionError
             async with single.outside_tenants() as connection:
                 assert (await connection.execute(text("select id from pericarp.tenant"))).all() == []
-            await single.call("select pericarp.release($1, $2)", resident.caller.tenant, str(uuid.uuid4()))
+            await single.call(
+                "select pericarp.release($1, $2, 1, 1)", resident.caller.tenant, str(uuid.uuid4())
+            )
             assert not (await single.call("select current_setting('app.tenant_id', true)"))[0][0]
     finally:
         await single.close()
@@ -187,7 +206,9 @@ async def test_what_fails_is_rolled_back(database: Database, make_caller: MakeCa
     caller = await make_caller()
     with pytest.raises(ZeroDivisionError):
         async with database.transaction(caller.tenant) as connection:
-            await connection.execute(text("update pericarp.key set revoked_at = now()"))
+            await connection.execute(
+                text("update pericarp.key set revoked_at = now(), revoked_reason = 'revoked'")
+            )
             raise ZeroDivisionError
     async with database.transaction(caller.tenant) as connection:
         assert (await connection.execute(text("select revoked_at from pericarp.key"))).scalars().all() == [
@@ -195,8 +216,8 @@ async def test_what_fails_is_rolled_back(database: Database, make_caller: MakeCa
         ]
 
 
-def test_tenant_ids_are_minted_in_two_places() -> None:
-    """Whoever holds a TenantId got it from a key or from the directory; the type is the first wall."""
+def test_tenant_ids_are_minted_in_three_places() -> None:
+    """Whoever holds a TenantId got it from a proof, a key or the directory; the type is the first wall."""
     minted = {
         path.relative_to(ROOT).as_posix()
         for folder in ("service", "tenants", "models")
@@ -204,7 +225,7 @@ def test_tenant_ids_are_minted_in_two_places() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "TenantId"
     }
-    assert minted == {"tenants/access.py", "tenants/directory.py"}
+    assert minted == {"tenants/access.py", "tenants/directory.py", "tenants/keys.py"}
 
 
 def test_only_the_database_module_commits() -> None:

@@ -26,6 +26,9 @@ from tests.integration.conftest import MakeCaller, Proxy, Secrets, run_as_superu
 
 pytestmark = pytest.mark.timeout(120)
 
+TENANTLESS = ("gateway",)
+"""Tables with nothing of any tenant."""
+
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
@@ -110,6 +113,8 @@ async def test_every_tenant_table_is_walled(superuser_url: str) -> None:
         )
         assert {table["relname"] for table in tables} == {table.name for table in metadata.tables.values()}
         for table in tables:
+            if table["relname"] in TENANTLESS:
+                continue
             assert table["relrowsecurity"], table["relname"]
             assert table["relforcerowsecurity"], table["relname"]
             policy = await connection.fetchrow(
@@ -121,6 +126,18 @@ async def test_every_tenant_table_is_walled(superuser_url: str) -> None:
             column = "id" if table["relname"] == "tenant" else "tenant_id"
             wall = f"({column} = (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid)"
             assert (policy["polcmd"], policy["sees"], policy["writes"]) == (b"*", wall, wall)
+
+
+async def test_what_has_no_tenant_is_out_of_every_runtime_roles_reach(superuser_url: str) -> None:
+    async with connected(superuser_url) as connection:
+        for table in TENANTLESS:
+            assert "tenant_id" not in metadata.tables[f"{SCHEMA}.{table}"].c
+            for role in ("pericarp_app", "pericarp_quota"):
+                assert not await connection.fetchval(
+                    "select has_table_privilege($1, $2, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')",
+                    role,
+                    f"{SCHEMA}.{table}",
+                )
 
 
 async def test_unique_constraints_lead_with_the_tenant(superuser_url: str) -> None:
@@ -138,6 +155,7 @@ async def test_unique_constraints_lead_with_the_tenant(superuser_url: str) -> No
         "pericarp.tenant_pkey",
         "pericarp.tenant_name_key",
         "pericarp.key_id_key",
+        "pericarp.gateway_pkey",
     }
 
 

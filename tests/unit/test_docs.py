@@ -17,12 +17,14 @@ from pydantic_core import PydanticUndefined
 from service.__main__ import app
 from service.api import schemas
 from service.api.door import OPEN_PATHS
+from service.api.usage import KeySpans, LimitState, UsageAnswer, Used
 from service.errors import TABLE, describe
 from service.screening import REASONS
 from service.settings import Settings
 from service.watch import metrics
 from service.watch.logs import ACTIONS
 from tenants.access import Role
+from tenants.limits import KEY_NAMES, NAMES
 from tenants.policy import Policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +87,8 @@ def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> 
 @pytest.mark.parametrize(
     "path",
     sorted(
-        {path for path in OPEN_PATHS if "." not in path} | {"/v1/rerank", "/v1/models", "/metrics", *SESSIONS}
+        {path for path in OPEN_PATHS if "." not in path}
+        | {"/v1/rerank", "/v1/models", "/v1/usage", "/metrics", *SESSIONS}
     ),
 )
 def test_every_path_stands_in_the_api_page(path: str) -> None:
@@ -117,6 +120,10 @@ def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
         schemas.SessionUse,
         schemas.SessionAnswer,
         schemas.OpenSessions,
+        UsageAnswer,
+        Used,
+        LimitState,
+        KeySpans,
     ],
 )
 def test_every_field_of_an_answer_stands_in_the_api_page(shape: type[BaseModel]) -> None:
@@ -148,6 +155,11 @@ def test_every_limit_of_a_policy_stands_in_the_operations_page_with_its_default(
     (row,) = rows_of(OPERATIONS, limit)
     default = json.loads(Policy().to_json())[limit]
     assert ("unset" if default is None else json.dumps(default).strip('"')) in row.split("|")[2]
+
+
+@pytest.mark.parametrize("limit", [*NAMES, *KEY_NAMES])
+def test_every_limit_of_admission_stands_in_the_api_page(limit: str) -> None:
+    assert rows_of(API, limit) or any(f"`{limit}`" in row for row in API.splitlines() if row.startswith("|"))
 
 
 @pytest.mark.parametrize("role", list(Role))

@@ -16,6 +16,8 @@ from service.processes.children import ChildLost
 from service.processes.wire import WireError
 from tenants.errors import (
     EntryInvalid,
+    InvalidKeyLimits,
+    InvalidKeyRights,
     InvalidName,
     InvalidPolicy,
     KeyMalformed,
@@ -23,6 +25,7 @@ from tenants.errors import (
     KeyUnknown,
     QuotaExceeded,
     RequestTooCostly,
+    RotationRefused,
     SchemaOutdated,
     SealBroken,
     TenancyError,
@@ -40,6 +43,9 @@ NOT_AT_THE_EDGE: dict[type[Exception], str] = {
     InvalidName: "the command line",
     JobExpired: "a worker; its caller got DeadlineExceeded at the same moment",
     InvalidPolicy: "the command line; a stored policy was checked when it was set",
+    InvalidKeyLimits: "the command line; stored limits were checked when they were set",
+    InvalidKeyRights: "the command line; stored rights were checked when they were set",
+    RotationRefused: "the command line",
     EntryInvalid: "a bug of ours, or a log that was altered: a 500 without a word, and an alarm",
     SealBroken: "a wrong master key: a 500 without a word, and an alarm",
     UnsafeRole: "the start, which it ends",
@@ -158,6 +164,14 @@ def test_a_used_up_limit_says_which_and_when_to_come_back() -> None:
 def test_a_request_that_can_never_pass_has_no_time_to_come_back() -> None:
     trouble = describe(RequestTooCostly(limit="images", cost=30, at_once=20))
     assert (trouble.status, trouble.retry_after_s) == (422, None)
+    assert (trouble.limit, trouble.reason) == (20, "images")
+    assert "30 images" in trouble.detail
+
+
+@pytest.mark.parametrize("kind", [kind for kind, meaning in TABLE.items() if meaning.status in (429, 503)])
+def test_whoever_is_to_come_back_is_told_when(kind: type[Exception]) -> None:
+    exc = QuotaExceeded(violated=("requests",), retry_after_s=3) if kind is QuotaExceeded else kind()
+    assert (describe(exc).retry_after_s or 0) >= 1
 
 
 def test_an_errors_own_time_to_come_back_goes_before_the_tables() -> None:

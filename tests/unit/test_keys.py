@@ -8,20 +8,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenants.access import BASE62, Access, checksum, digest_secret, make_key, parse_key
+from tenants.access import Access
 from tenants.database import Database
 from tenants.errors import KeyMalformed, KeyUnknown, Unauthenticated
+from tenants.key_text import BASE62, Plane, checksum, digest_secret, make_key, parse_key
 
-PUBLISHED_PATTERN = re.compile(r"\bprc_(live|test)_[0-9A-Za-z]{12}_[0-9A-Za-z]{49}\b")
+PUBLISHED_PATTERN = re.compile(r"\bprc_(live|admin)_[0-9A-Za-z]{12}_[0-9A-Za-z]{49}\b")
 """What the documentation gives to leak scanners."""
 
 TOKEN = make_key()[2]
 
 
-def test_a_new_key_has_the_published_shape_and_reads_back() -> None:
-    key_id, secret, token = make_key()
+@pytest.mark.parametrize(("plane", "prefix"), [(Plane.DATA, "prc_live_"), (Plane.ADMIN, "prc_admin_")])
+def test_a_new_key_has_the_published_shape_and_reads_back(plane: Plane, prefix: str) -> None:
+    key_id, secret, token = make_key(plane)
     assert PUBLISHED_PATTERN.fullmatch(token)
-    assert parse_key(token) == (key_id, secret)
+    assert token.startswith(prefix)
+    assert parse_key(token) == (plane, key_id, secret)
+
+
+def test_a_key_with_the_other_planes_prefix_is_malformed() -> None:
+    with pytest.raises(KeyMalformed):
+        parse_key(TOKEN.replace("prc_live_", "prc_admin_"))
 
 
 def test_keys_do_not_repeat() -> None:
