@@ -18,11 +18,7 @@ from tests.tiny_qwen import save_checkpoint
 
 ACME, BETA, RIVAL = "11111111-acme", "22222222-beta", "33333333-rival"
 POOL, RIVALS = Party(group="pool"), Party(group="rivals")
-TIERS = {
-    "pooled": (POOL, POOL),
-    "isolated": (Party(ACME), Party(BETA)),
-    "dedicated": (Party(ACME, own_weights=True), Party(BETA, own_weights=True)),
-}
+TIERS = ("pooled", "isolated", "dedicated")
 PATIENCE_S = 240.0
 
 
@@ -105,19 +101,24 @@ async def test_sessions_work_in_every_tier_and_only_who_is_dedicated_shares_no_w
 ) -> None:
     async with running(checkpoint, max_workers=5) as fleet:
         margins, workers = set(), dict[str, int]()
-        for tier, (mine, theirs) in TIERS.items():
-            first, workers[tier] = await score(fleet, ACME, mine, session=tier)
+        for tier in TIERS:
+            acme, beta = f"acme-{tier}", f"beta-{tier}"
+            mine, theirs = (
+                POOL if tier == "pooled" else Party(tenant, own_weights=tier == "dedicated")
+                for tenant in (acme, beta)
+            )
+            first, workers[tier] = await score(fleet, acme, mine, session=tier)
             assert first.computed_tokens > 0
             margins.add(first.margins)
-            warm, _ = await score(fleet, ACME, mine, session=tier)
+            warm, _ = await score(fleet, acme, mine, session=tier)
             assert (warm.computed_tokens, warm.margins) == (0, first.margins)
             # Another tenant that knows the session's very name is as cold as anybody.
-            cold, _ = await score(fleet, BETA, theirs, session=tier)
+            cold, _ = await score(fleet, beta, theirs, session=tier)
             assert (cold.computed_tokens, cold.reused_images) == (first.computed_tokens, 0)
-            await fleet.end_session(BETA, tier)
-            assert (await score(fleet, ACME, mine, session=tier))[0].computed_tokens == 0, "not theirs to end"
-            await fleet.end_session(ACME, tier)
-            ended, _ = await score(fleet, ACME, mine, session=tier)
+            await fleet.end_session(beta, tier)
+            assert (await score(fleet, acme, mine, session=tier))[0].computed_tokens == 0, "not theirs to end"
+            await fleet.end_session(acme, tier)
+            ended, _ = await score(fleet, acme, mine, session=tier)
             assert ended.computed_tokens > 0
         assert len(margins) == 1
         assert len(set(workers.values())) == 3
