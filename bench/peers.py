@@ -1,9 +1,9 @@
 """Reranking beside its peers, on the same checkpoint, machine, cores and request bodies.
 
     pericarp                our service over HTTP, with every check on: keys, quotas, screening, audit
-    vllm                    vLLM over HTTP, /v1/rerank, bf16, prefix cache and image caches on; one tenant, no key,
-                            nothing screened or recorded. A full run tries several settings and keeps its best one,
-                            a quick run takes the one that starts soonest
+    vllm                    vLLM over HTTP, /v1/rerank, prefix cache and image caches on; one tenant, no key, nothing
+                            screened or recorded. A full run tries several settings, and on a CPU without bf16
+                            instructions fp32 beside bf16, and keeps its best; a quick run takes what starts soonest
     sentence_transformers   CrossEncoder in left-padded batches, in process (its best dtype, batch size and threads), one caller
 
 The work is bench/request.py's: 32 texts of 10 to 120 words, or 8 JPEGs of 224 x 224 pixels, with 1 and 8 clients.
@@ -61,6 +61,8 @@ REQUESTS = {("texts", 1): 24, ("texts", 8): 56, ("images", 1): 40, ("images", 8)
 QUICK_REQUESTS = {("texts", 1): 5, ("texts", 8): 16, ("images", 1): 8, ("images", 8): 24}
 QUICK_S, QUICK_START_S = 46.0, 34.0
 """Of a quick run's 50 s: when the last turn ends, and until when vLLM may take to start; else it is left out."""
+TRY_S = 20.0
+"""For one work under one of vLLM's settings: some are so slow that what they would need for all requests is no matter."""
 COMPARED = 3
 """Bodies of each case whose scores are compared."""
 AIMS, GOALS = {"texts": 1.5, "images": 2.0}, {"texts": 2.0, "images": 2.0}
@@ -120,12 +122,20 @@ def best_setting(python: Path, works: Sequence[Work]) -> tuple[vllm_peer.Setting
         with vllm_peer.start(python, DEMO_DIRECTORY, setting) as starting:
             server = Server(VLLM, starting.ready())
             for work in works:  # its first requests are slow: kernels are made for the shapes that come
-                server.take_turn(replace(work, requests=QUICK_REQUESTS[work.case, work.clients]), 0)
+                few = replace(work, requests=QUICK_REQUESTS[work.case, work.clients])
+                server.take_turn(few, 0, TRY_S)
             for work in works:
-                rates[work.name] = round(server.take_turn(work, 1).documents_per_s, 1)
+                rates[work.name] = round(server.take_turn(work, 1, TRY_S).documents_per_s, 1)
         mean = round(statistics.geometric_mean(rates.values()), 1)
-        console.print(f"vLLM, {setting.name}: {mean} documents/s")
-        tried.append({"setting": setting.name, "documents_per_s": rates, "geometric_mean": mean})
+        console.print(f"vLLM, {setting.dtype}, {setting.name}: {mean} documents/s")
+        tried.append(
+            {
+                "setting": setting.name,
+                "dtype": setting.dtype,
+                "documents_per_s": rates,
+                "geometric_mean": mean,
+            }
+        )
     best = max(range(len(settings)), key=lambda index: tried[index]["geometric_mean"])
     return settings[best], tried
 
@@ -142,7 +152,7 @@ def gather(
     else:
         python = vllm_peer.interpreter(options.vllm)
         tried: list[dict[str, Any]] = []
-        setting = vllm_peer.SOONEST
+        setting = vllm_peer.soonest()
         if not options.quick:
             setting, tried = best_setting(python, works)
         told[VLLM] = vllm_peer.described(python, setting) | {"tried": tried}

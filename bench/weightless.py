@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models import Reranker, load, loading
+from models.lending import BorrowedWeights
 from models.sealing import SealedWeights
 from models.stock import Qwen2_5_VLForConditionalGeneration
 from models.weights import Checkpoint
@@ -29,7 +30,7 @@ def load_weightless(options: argparse.Namespace) -> Reranker:
         device: torch.device,
         dtype: torch.dtype,
         *,
-        shared: SealedWeights | None = None,
+        shared: SealedWeights | BorrowedWeights | None = None,
         own: bool = False,
     ) -> Qwen2_5_VLForConditionalGeneration:
         model = load_model(checkpoint, device, dtype, shared=shared, own=own)

@@ -13,7 +13,9 @@ A `Reranker` turns a job into `Scores`, one per candidate, in the order of the c
     models/images.py    pixels -> the vision tower's patches, by the reference's two resizes
     models/qwen.py      the reranker that is made of these
     models/weights.py   safetensors only: where a model's files are, what they are, their digest
+    models/tensors.py   a checkpoint's tensors, mapped, and the dtype to compute in
     models/loading.py   weights mapped, not copied; sealing.py: one sealed copy for all workers of a host
+    models/lending.py   one copy on a GPU, which its owner lends to workers; cuda_memory.py: the calls that takes
     models/stock.py     what is taken from transformers, imported in the order that works
     models/demo/        the embedded model and the code that trained it
 
@@ -122,7 +124,11 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a loaded model says of itself."""
+    """What a loaded model says of itself.
+
+    `weights` says whose they are: its process's `own`, or shared with others: a `sealed` copy in memory, or one
+    `lent` by its owner on the GPU. `unlent` says why weights that were offered could not be borrowed.
+    """
 
     name: str
     digest: str
@@ -135,6 +141,8 @@ class ModelCard:
     """Visual tokens of one image at most. The default is more than any Qwen2.5-VL makes of one."""
     template_tokens: int = 1_024
     """Tokens of a prompt besides those of its texts and images, the default instruction included, at most."""
+    weights: str = "own"
+    unlent: str | None = None
 
 
 Done = Callable[[Scores | Exception], None]
@@ -203,16 +211,24 @@ def load(
     dtype: str = "auto",
     threads: int | None = None,
     shared: int | None = None,
+    offer: int | None = None,
     own_weights: bool = False,
 ) -> Reranker:
     """Load a Qwen2.5-VL checkpoint: `pericarp-demo`, a directory, or a hub name.
 
     `dtype="auto"` is bf16 on a GPU and on a CPU that need not emulate it, else fp32. `shared` is the descriptor of a
-    memory that holds one copy of the weights for several processes on a CPU (`models.sealing`); with `own_weights`
-    they are copied into this process's own memory. Raises `ModelNotFound` or `ModelFailed`.
+    memory that holds one copy of the weights for several processes on a CPU (`models.sealing`), `offer` of one that
+    tells of a copy on a GPU (`models.lending`); a worker that cannot borrow it has a copy of its own, and its card says
+    why. With `own_weights` they are copied into this process's own memory. Raises `ModelNotFound` or `ModelFailed`.
     """
     from models.qwen import QwenReranker  # torch is imported here and nowhere above
 
     return QwenReranker.load(
-        name, device=device, dtype=dtype, threads=threads, shared=shared, own_weights=own_weights
+        name,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        shared=shared,
+        offer=offer,
+        own_weights=own_weights,
     )

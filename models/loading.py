@@ -3,37 +3,27 @@
 Where the dtype asked for is the checkpoint's own, every parameter on the CPU is a view of its file's pages, which
 all processes of the host share; where it is not, the parameters are converted copies, this process's own. A worker of
 a fleet instead maps weights that were converted once for all (`models.sealing`), or has copied them all where it must
-share none. Every mapping is private: whatever were written there would reach no other process.
+share none. Every mapping is private: whatever were written there would reach no other process. On a GPU a worker may
+borrow its parameters (`models.lending`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from models import ModelFailed, ModelNotFound, weights
+from models.lending import BorrowedWeights
 from models.sealing import SealedWeights
 from models.stock import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     transformers_logging,
 )
-
-FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""What x86 and ARM call the instructions without which bf16 would be emulated on a CPU, and slow."""
-
-
-def native_dtype(device: torch.device) -> Literal["bf16", "fp32"]:
-    """The dtype that `device` multiplies fastest in: bf16 on a GPU, and on a CPU that has instructions for it."""
-    if device.type != "cpu":
-        return "bf16"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16" if any(capabilities.get(name) for name in FAST_BF16) else "fp32"
+from models.tensors import map_tensors
 
 
 def load_model(
@@ -41,12 +31,12 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    shared: SealedWeights | None = None,
+    shared: SealedWeights | BorrowedWeights | None = None,
     own: bool = False,
 ) -> Qwen2_5_VLForConditionalGeneration:
     """The stock model with the checkpoint's weights on `device`, in evaluation mode, without gradients.
 
-    It attends by SDPA where its own forward is called. On a CPU the weights are those of
+    It attends by SDPA where its own forward is called. On a CPU the weights are those of a sealed
     `shared`, which the first caller fills and seals; on a GPU it is sealed with nothing in it. With `own` they are
     copies in this process's own memory: nothing else of them is mapped once it returns. Raises `ModelNotFound`
     where config.json is not a Qwen2.5-VL configuration, `ModelFailed` where the weights cannot be read, where one is
@@ -55,13 +45,15 @@ def load_model(
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = _read_config(checkpoint)
+    lent = shared.tensors(dtype) if isinstance(shared, BorrowedWeights) else {}
     try:
+        tensors = _stand_in(lent) if lent else _open(checkpoint, device, dtype, shared, own=own)
         model: Any
         loaded: dict[str, Any]
         model, loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(  # type: ignore[misc]
             None,
             config=config,
-            state_dict=_open(checkpoint, device, dtype, shared, own=own),
+            state_dict=tensors,
             dtype=dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
@@ -71,6 +63,8 @@ def load_model(
     # transformers fills a missing weight with random numbers and goes on; a reranker must not.
     if any(loaded[keys] for keys in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs")):
         raise ModelFailed(f"the weights of model {checkpoint.name!r} are not whole, or not its own")
+    if lent:
+        _replace(model, tensors, lent)
     whole: Qwen2_5_VLForConditionalGeneration = model.to(device).eval().requires_grad_(False)
     return whole
 
@@ -91,35 +85,45 @@ def _open(
     checkpoint: weights.Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
-    shared: SealedWeights | None,
+    shared: SealedWeights | BorrowedWeights | None,
     *,
     own: bool,
 ) -> dict[str, Tensor]:
     """The checkpoint's tensors as they are to be mapped, by the names of its files."""
-    tensors = _map(weights.files(checkpoint.directory))
+    tensors = map_tensors(weights.files(checkpoint.directory))
     if own and device.type == "cpu":
         # One after the other, so that no more than one is held twice.
         return {name: tensors.pop(name).to(dtype, copy=True) for name in list(tensors)}
-    if own or shared is None:
+    if own or not isinstance(shared, SealedWeights):
         return tensors
     if device.type != "cpu":
         shared.fill({}, dtype, {})  # so that nobody else can fill it
         return tensors
-    hashes = {file: sha256 for file, sha256 in checkpoint.hashes.items() if Path(file).match(weights.WEIGHTS)}
+    hashes = checkpoint.weight_hashes
     shared.fill(tensors, dtype, hashes)
-    tensors = _map([shared.path])
+    tensors = map_tensors([shared.path])
     if shared.hashes() != hashes or any(tensor.dtype != dtype for tensor in tensors.values()):
         raise ModelFailed("the shared weights are others than those asked for")
     return tensors
 
 
-def _map(files: Iterable[Path]) -> dict[str, Tensor]:
-    """Every tensor of `files`, as a view of a private mapping of its file: nothing is read yet."""
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt", device="cpu", backend="mmap") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a mapping
-                if name in tensors:
-                    raise ModelFailed(f"two files hold a tensor {name!r}")
-                tensors[name] = opened.get_tensor(name)
-    return tensors
+def _stand_in(lent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each tensor one of its shape and dtype that takes no memory, and that is known by its address.
+
+    The library would copy a device's tensors to the CPU; where it puts which is its business all the same.
+    """
+    return {name: torch.empty(1, dtype=tensor.dtype).expand(tensor.shape) for name, tensor in lent.items()}
+
+
+def _replace(model: torch.nn.Module, stand_ins: Mapping[str, Tensor], lent: Mapping[str, Tensor]) -> None:
+    """Put every lent tensor where its stand-in was put. Raises `ModelFailed` where a parameter is none of them."""
+    parameters = {
+        stand_in.data_ptr(): torch.nn.Parameter(lent[name], requires_grad=False)
+        for name, stand_in in stand_ins.items()
+    }
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            found = parameters.get(parameter.data_ptr())  # the same for a tied head and its embedding
+            if found is None or found.shape != parameter.shape:
+                raise ModelFailed(f"parameter {name!r} of the model is none of the lent tensors")
+            setattr(module, name, found)

@@ -26,20 +26,21 @@ from models import (
     loading,
     weights,
 )
+from models.cuda_memory import CudaError, CudaRuntime
 from models.engine import Engine, Limits
 from models.images import ImagePreparer, Patches
 from models.language import Language
+from models.lending import BorrowedWeights, NotShareable, open_gpu
 from models.memory import PrefixMemory
 from models.packing import Grid, Pack
 from models.prompt import Prompt, Sheet
 from models.sealing import SealedWeights
 from models.stock import Qwen2_5_VLForConditionalGeneration
+from models.tensors import DTYPES, native_dtype
 from models.tower import Tower
 
 # Tokens of one forward: every product is large enough by then. On a CPU more falls out of its caches.
 CPU_PACK_TOKENS, GPU_PACK_TOKENS = 1024, 16_384
-
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Qwen:
@@ -98,28 +99,37 @@ class QwenReranker:
         attention_form: attention.Form | None = None,
         pack_tokens: int | None = None,
         shared: int | None = None,
+        offer: int | None = None,
         own_weights: bool = False,
+        cuda: CudaRuntime | None = None,
     ) -> QwenReranker:
         """Load `pericarp-demo`, a checkpoint directory or a hub name.
 
         `threads` (1) work on a CPU, each on a pack of its own; a GPU has one. `dtype` is "auto", "bf16" or "fp32".
-        `attention_form` defaults to the cascade on a CPU and to flex on a GPU. `shared` and `own_weights` are as in
-        `models.load`. Sets torch's own threads to one, for the whole process. Raises `ModelNotFound`, or
-        `ModelFailed` where the files do not make a whole model.
+        `attention_form` defaults to the cascade on a CPU and to flex on a GPU. `shared`, `offer` and `own_weights` are
+        as in `models.load`; `cuda` is how an offer is taken up, by default the runtime that torch has loaded. Sets
+        torch's own threads to one, for the whole process. Raises `ModelNotFound`, or `ModelFailed` where the files
+        do not make a whole model.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         on_cpu = device == "cpu"
         if dtype == "auto":
-            dtype = loading.native_dtype(torch.device(device))
-        if dtype not in _DTYPES:
-            raise ValueError(f"no dtype {dtype!r}: auto, {', '.join(_DTYPES)}")
+            dtype = native_dtype(torch.device(device))
+        if dtype not in DTYPES:
+            raise ValueError(f"no dtype {dtype!r}: auto, {', '.join(DTYPES)}")
         torch.set_num_threads(1)
         form = attention_form or ("cascade" if on_cpu else "flex")
-        memory = None if shared is None else SealedWeights(shared)
+        memory: SealedWeights | BorrowedWeights | None = None if shared is None else SealedWeights(shared)
+        unlent: str | None = None
+        if offer is not None:
+            try:
+                memory = BorrowedWeights(offer, cuda or open_gpu(device)[1])
+            except (CudaError, NotShareable) as exc:
+                unlent = str(exc)
         checkpoint = weights.find(name, known={} if memory is None else memory.hashes())
         model = loading.load_model(
-            checkpoint, torch.device(device), _DTYPES[dtype], shared=memory, own=own_weights
+            checkpoint, torch.device(device), DTYPES[dtype], shared=memory, own=own_weights
         )
         text: Any = model.config.text_config
         vision: Any = model.config.vision_config
@@ -143,6 +153,8 @@ class QwenReranker:
             context_tokens=text.max_position_embeddings,
             image_tokens=preparer.most_tokens,
             template_tokens=prompt.template_tokens,
+            weights=_holding(memory, on_cpu=on_cpu),
+            unlent=unlent,
         )
         limits = Limits(
             threads=(threads or 1) if on_cpu else 1,
@@ -153,7 +165,7 @@ class QwenReranker:
                 heads=text.num_attention_heads,
                 key_heads=text.num_key_value_heads,
                 size=text.hidden_size // text.num_attention_heads,
-                dtype=_DTYPES[dtype],
+                dtype=DTYPES[dtype],
                 device=torch.device(device),
                 most_rows=2 * limits.pack_tokens,  # a pack, and prefixes that it recalls
             )
@@ -247,3 +259,10 @@ class QwenReranker:
             ),
             "mm_token_type_ids": (ids == self.qwen.model.config.image_token_id).int(),
         }
+
+
+def _holding(memory: SealedWeights | BorrowedWeights | None, *, on_cpu: bool) -> str:
+    """As `ModelCard.weights` says it; on a GPU the sealed memory is empty."""
+    if isinstance(memory, BorrowedWeights):
+        return "lent"
+    return "sealed" if memory is not None and on_cpu else "own"

@@ -45,7 +45,7 @@ class SealedWeights:
 
     @property
     def sealed(self) -> bool:
-        return fcntl.fcntl(self._descriptor, fcntl.F_GET_SEALS) & _seals() == _seals()
+        return is_sealed(self._descriptor)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256, in hex, of each file of weights that was read; none where nothing is sealed yet."""
@@ -66,7 +66,7 @@ class SealedWeights:
             try:
                 os.ftruncate(self._descriptor, 0)  # what a process left that died as it wrote
                 self._write(tensors, dtype, hashes)
-                fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _seals())
+                seal(self._descriptor)
             except BaseException:
                 os.ftruncate(self._descriptor, 0)
                 raise
@@ -111,6 +111,15 @@ class SealedWeights:
             written = os.pwrite(self._descriptor, rest, place)
             rest, place = rest[written:], place + written
         return place
+
+
+def seal(descriptor: int) -> None:
+    """Let nobody change the memory behind `descriptor` any more. Raises `OSError`."""
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _seals())
+
+
+def is_sealed(descriptor: int) -> bool:
+    return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _seals() == _seals()
 
 
 def _seals() -> int:

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
+from models import ModelFailed
 from models.images import Colours, Patches
 from models.packing import Integers
 from models.stock import Qwen2_5_VLForConditionalGeneration
@@ -64,8 +65,13 @@ class Tower:
     """The vision tower of one checkpoint. Safe for several threads at once."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, colours: Colours) -> None:
-        """`model`'s weights are used as they are; `colours` are those of the patches to come."""
+        """`model`'s weights are used as they are; `colours` are those of the patches to come.
+
+        Raises `ModelFailed` for a model that is none of these.
+        """
         tower: Any = model.model.visual
+        if tower.config.hidden_act != "silu":
+            raise ModelFailed("the vision tower has an activation that Qwen2.5-VL has not")
         self._tower = tower
         self._whole = frozenset(tower.fullatt_block_indexes)
         self._merge = int(tower.spatial_merge_size)
@@ -102,8 +108,9 @@ class Tower:
         rows = self._sort(rows, windows.take).float().add_(self._embed_bias)
         for number, block in enumerate(self._tower.blocks):
             order = whole if number in self._whole else windowed
-            rows.add_(self._attend(block.attn, self._norm(rows, block.norm1), rotation, order))
-            rows.add_(self._transform(block.mlp, self._norm(rows, block.norm2)))
+            attended = self._attend(block.attn, self._norm(rows, block.norm1), rotation, order)
+            self._add(rows, attended, block.attn.proj)
+            self._add(rows, self._transform(block.mlp, self._norm(rows, block.norm2)), block.mlp.down_proj)
         merger = self._tower.merger
         merged = merger.mlp(self._norm(rows, merger.ln_q).view(sum(tokens), -1))
         for start, end in pairwise(accumulate(tokens, initial=0)):
@@ -111,7 +118,7 @@ class Tower:
             yield merged[start:end].clone() if windows.back is None else merged[windows.back[start:end]]
 
     def _attend(self, attention: Any, rows: Tensor, rotation: tuple[Tensor, Tensor], order: _Order) -> Tensor:
-        """Attention's output [rows, hidden] for its normed input."""
+        """Attention's output [rows, hidden] for its normed input, before its last product."""
         qkv = _project(rows, attention.qkv)
         qkv = qkv.view(len(rows), 3, attention.num_heads, -1)  # [rows, 3, heads, size]
         turned = _turn(qkv[:, :2].float(), *rotation)
@@ -131,12 +138,19 @@ class Tower:
             attended.append(out.transpose(1, 2).reshape(count * length, -1).to(self._dtype))
             start += count * length
         out = attended[0] if len(attended) == 1 else torch.cat(attended)
-        return _project(self._sort(out, order.back), attention.proj)
+        return self._sort(out, order.back)
 
     def _transform(self, mlp: Any, rows: Tensor) -> Tensor:
-        """The gated layer's output [rows, hidden] for its normed input."""
-        gate: Tensor = mlp.act_fn(_project(rows, mlp.gate_proj))
-        return _project(gate.mul_(_project(rows, mlp.up_proj)), mlp.down_proj)
+        """The gated layer's output [rows, width] for its normed input, before its last product."""
+        gate = silu(_project(rows, mlp.gate_proj), inplace=True)
+        return gate.mul_(_project(rows, mlp.up_proj))
+
+    def _add(self, rows: Tensor, states: Tensor, module: Any) -> None:
+        """Add what `module` makes of `states` to `rows` [rows, hidden], in fp32: where that is its dtype, at once."""
+        if self._dtype == torch.float32:
+            rows.addmm_(states, module.weight.T).add_(module.bias)
+        else:
+            rows.add_(_project(states, module))
 
     def _norm(self, rows: Tensor, norm: Any) -> Tensor:
         """`rows` [rows, hidden], in fp32, as the next product takes them."""

@@ -37,6 +37,11 @@ class Checkpoint:
     digest: str
     hashes: Mapping[str, str]
 
+    @property
+    def weight_hashes(self) -> dict[str, str]:
+        """Of the files of weights alone."""
+        return {file: sha256 for file, sha256 in self.hashes.items() if Path(file).match(WEIGHTS)}
+
 
 def find(name: str, *, known: Mapping[str, str] | None = None) -> Checkpoint:
     """Find `pericarp-demo`, a directory, or a hub name (fetched, where it is not yet in the hub's cache).

@@ -5,28 +5,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, Response
 
 from service import __version__
 from service.api.addresses import Proxies
+from service.api.admin.router import build_admin_router
+from service.api.admin.shapes import BODIES
+from service.api.complaints import complaints, refuse
 from service.api.door import Door
 from service.api.identify import Identify
 from service.api.schemas import RerankRequest, SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
 from service.api.usage import build_usage_router
+from service.asks import Running
 from service.bindings import Bindings
+from service.containment import Enforcement
+from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
 from service.fleet.router import Party
+from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, repeat, tidy
 from service.ledger import Ledger
 from service.refusals import Refusals
 from service.rerank import Rerank
@@ -35,13 +45,11 @@ from service.screening.pool import Screen
 from service.upkeep import Upkeep
 from service.watch.logs import get_logger, where_it_broke
 from tenants.access import Access
-from tenants.audit import Audit
 from tenants.changes import Changes
 from tenants.database import Database
 from tenants.errors import DatabaseUnavailable
 from tenants.kept import KEPT_S
 from tenants.quotas import Quotas
-from tenants.sessions import Sessions
 from tenants.uses import Uses
 
 if TYPE_CHECKING:
@@ -72,10 +80,10 @@ def create_app(
     Tests may replace the fleet; nothing else is ever replaced.
     """
     database = Database(installation.app_url)
+    desk = build_desk(database, installation)
+    audit, quotas, sessions = desk.audit, desk.quotas, desk.sessions
+    running = Running()
     access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
-    audit = Audit(database, master_key=installation.master_key)
-    quotas = Quotas(database)
-    sessions = Sessions(database)
     uses = Uses(database)
     refusals = Refusals(audit)
     upkeep = Upkeep(
@@ -115,12 +123,28 @@ def create_app(
         idle_s=settings.worker_idle_s,
         start_s=settings.worker_start_s,
         queue_limit=settings.queue_limit,
+        share_weights=settings.share_weights,
+        weights_check_s=settings.weights_check_s,
         keep_warm=keep_warm,
         offline=settings.model_is_local,
     )
     bindings = Bindings(sessions=sessions, fleet=serving)
     rerank = Rerank(
         ledger=ledger, screen=screen, fleet=serving, bindings=bindings, deadline_s=settings.deadline_s
+    )
+
+    enforcement = Enforcement(
+        deeds=desk.deeds,
+        lifecycle=desk.lifecycle,
+        presences=desk.presences,
+        audit=audit,
+        fleet=serving,
+        running=running,
+    )
+    chores = (
+        (ENFORCE_EVERY_S, enforcement.enforce),
+        (REPORT_EVERY_S, enforcement.report),
+        (TIDY_EVERY_S, partial(tidy, desk.administration, desk.repeats)),
     )
 
     @asynccontextmanager
@@ -135,11 +159,10 @@ def create_app(
             forgetting = asyncio.create_task(_forget(quotas), name="forgetting")
             reaper = asyncio.create_task(_reap(quotas), name="reaper")
             sweeper = asyncio.create_task(_sweep(bindings), name="sweeper")
+            doing = [asyncio.create_task(repeat(every_s, work)) for every_s, work in chores]
             yield
-            beating.cancel()
-            forgetting.cancel()
-            reaper.cancel()
-            sweeper.cancel()
+            for task in (beating, forgetting, reaper, sweeper, *doing):
+                task.cancel()
         finally:
             await serving.close()
             await screen.close()
@@ -154,9 +177,15 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         middleware=[
-            Middleware(Door, identify=identify, ledger=ledger, body_limit_bytes=settings.body_limit_bytes),
+            Middleware(
+                Door,
+                identify=identify,
+                ledger=ledger,
+                running=running,
+                body_limit_bytes=settings.body_limit_bytes,
+            ),
         ],
-        exception_handlers={HTTPException: _translate},
+        exception_handlers={HTTPException: _translate, RequestValidationError: _translate_parameters},
     )
     app.include_router(
         build_router(
@@ -174,8 +203,14 @@ def create_app(
         )
     )
     app.include_router(build_usage_router(quotas=quotas))
+    app.include_router(
+        build_admin_router(
+            desk=desk, enforcement=enforcement, bindings=bindings, deadline_s=settings.deadline_s
+        )
+    )
     _document(app)
     app.state.fleet = serving
+    app.state.enforcement = enforcement
     return app
 
 
@@ -252,6 +287,12 @@ async def _translate(_request: Request, exc: Exception) -> Response:
     raise BadRequest("The request cannot be read.") from None
 
 
+async def _translate_parameters(_request: Request, exc: Exception) -> Response:
+    """What the framework found wrong with a query, in our words: every parameter, and why."""
+    assert isinstance(exc, RequestValidationError)
+    raise refuse(complaints(exc.errors(), skip=1)) from None
+
+
 def _document(app: FastAPI) -> None:
     """The OpenAPI page, whole and offline: Swagger UI's files come from a package, not from a CDN."""
     static = files("fastapi_offline") / "static"
@@ -262,7 +303,8 @@ def _document(app: FastAPI) -> None:
             components = schema.setdefault("components", {})
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
-            for model in (RerankRequest, SessionRequest):
+            bodies: tuple[type[BaseModel], ...] = (RerankRequest, SessionRequest, *BODIES)
+            for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {

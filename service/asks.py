@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from service.errors import ClientClosed
+from service.errors import ClientClosed, Contained
 
 if TYPE_CHECKING:
     from tenants.access import Caller
@@ -72,6 +72,10 @@ class Exchange:
     """Where the caller's limits stand, once they were asked."""
     entry_id: str | None = None
     """The id of this request's entry in the log, once there is one."""
+    halted: bool = False
+    """Set by `halt`: nothing more is done for this request."""
+    connection: asyncio.Timeout | None = None
+    """While what `while_connected` guards is under way."""
     hung_up: Callable[[], Awaitable[None]] | None = None
     """Returns once the caller has closed the connection. Unset until the body was read: before, it would eat it."""
 
@@ -86,24 +90,55 @@ class Exchange:
 
     @asynccontextmanager
     async def while_connected(self) -> AsyncIterator[None]:
-        """Break off what is inside when the caller hangs up, and raise `ClientClosed`."""
+        """Break off what is inside when the caller hangs up, and raise `ClientClosed`; or `Contained` when halted."""
+        if self.halted:
+            raise Contained(reason="contained")
         try:
             async with asyncio.timeout(None) as connection:
+                self.connection = connection
                 watching = asyncio.create_task(self._watch(connection))
                 try:
                     yield
                 finally:
+                    self.connection = None
                     watching.cancel()
         except TimeoutError:
             if connection.expired():
-                raise ClientClosed from None
+                raise (Contained(reason="contained") if self.halted else ClientClosed()) from None
             raise
+
+    def halt(self) -> None:
+        """Break off the request, for its key or tenant is contained: there will be no answer but a refusal."""
+        self.halted = True
+        if self.connection is not None and not self.connection.expired():
+            self.connection.reschedule(0)  # now
 
     async def _watch(self, connection: asyncio.Timeout) -> None:
         if self.hung_up is not None:
             await self.hung_up()
-            connection.reschedule(0)  # now
+            if not connection.expired():
+                connection.reschedule(0)  # now
 
     @property
     def elapsed_ms(self) -> float:
         return (time.monotonic() - self.started_s) * 1000
+
+
+class Running:
+    """The requests of known callers that are under way at this gateway. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._exchanges: dict[str, Exchange] = {}
+
+    @contextmanager
+    def under_way(self, exchange: Exchange) -> Iterator[None]:
+        """Count the request in while the block lasts."""
+        self._exchanges[exchange.request_id] = exchange
+        try:
+            yield
+        finally:
+            del self._exchanges[exchange.request_id]
+
+    def all(self) -> tuple[Exchange, ...]:
+        """Whatever is under way now."""
+        return tuple(self._exchanges.values())

@@ -5,7 +5,9 @@
     ├── BodyTooLarge        more bytes than the door lets in
     ├── BodyTooSlow         fewer bytes than a deadline's worth of waiting deserves
     ├── Forbidden           the key's role may not do this
+    │   └── Contained       an administrator stopped the key or its tenant while the request was under way
     ├── NotFound            no such path or object
+    ├── PreconditionMissing a change that must name the version that it changes
     ├── ModelUnknown        the request names a model that is not served
     ├── NotReady            no worker has scored its warm-up yet, or the database does not answer
     ├── MethodNotAllowed
@@ -30,10 +32,22 @@ from http import HTTPStatus
 from models import JobTooLong, ModelFailed, ModelNotFound
 from tenants.errors import (
     DatabaseUnavailable,
+    Fault,
+    Invalid,
+    InvalidKeyLimits,
+    InvalidKeyRights,
+    InvalidName,
+    InvalidPolicy,
+    KeyNotFound,
     PolicyChanged,
     QuotaExceeded,
+    RepeatDiffers,
+    RepeatUnderWay,
     RequestTooCostly,
+    RotationRefused,
     SessionNotFound,
+    TenantExists,
+    TenantNotFound,
     Unauthenticated,
 )
 from tenants.errors import (
@@ -57,14 +71,17 @@ class ServiceError(Exception):
         reason: str | None = None,
         retry_after_s: int | None = None,
         headers: dict[str, str] | None = None,
+        faults: tuple[Fault, ...] = (),
     ) -> None:
-        """`detail`, `field`, `limit` and `reason` reach the caller: no path, SQL, host or foreign id in them."""
+        """`detail`, `field`, `limit`, `reason` and `faults` (each thing that is wrong, where there may be several)
+        reach the caller: no path, SQL, host or foreign id in them."""
         self.detail = detail or type(self).__doc__ or ""
         self.field = field
         self.limit = limit
         self.reason = reason
         self.retry_after_s = retry_after_s
         self.headers = headers or {}
+        self.faults = faults
         super().__init__(self.detail)
 
 
@@ -86,6 +103,14 @@ class NotFound(ServiceError):
 
 class Forbidden(ServiceError):
     """This key may not do that."""
+
+
+class PreconditionMissing(ServiceError):
+    """This change must name the version that it changes, in If-Match."""
+
+
+class Contained(Forbidden):
+    """This key, or its tenant, was stopped."""
 
 
 class ModelUnknown(ServiceError):
@@ -168,6 +193,18 @@ TABLE: dict[type[Exception], Meaning] = {
     NotReady: Meaning(503, "not_ready", 1),
     NotFound: Meaning(404, "not_found"),
     SessionNotFound: Meaning(404, "session_not_found"),
+    TenantNotFound: Meaning(404, "tenant_not_found"),
+    KeyNotFound: Meaning(404, "key_not_found"),
+    TenantExists: Meaning(409, "tenant_exists"),
+    InvalidName: Meaning(422, "invalid_name"),
+    Invalid: Meaning(422, "invalid_request"),
+    InvalidPolicy: Meaning(422, "invalid_policy"),
+    InvalidKeyLimits: Meaning(422, "invalid_key"),
+    InvalidKeyRights: Meaning(422, "invalid_key"),
+    RotationRefused: Meaning(409, "rotation_refused"),
+    PreconditionMissing: Meaning(428, "precondition_missing"),
+    RepeatDiffers: Meaning(422, "idempotency_key_reused"),
+    RepeatUnderWay: Meaning(409, "request_under_way"),
     PolicyChanged: Meaning(412, "policy_changed"),
     MethodNotAllowed: Meaning(405, "method_not_allowed"),
     DocumentTooLong: Meaning(422, "document_too_long"),
@@ -197,6 +234,7 @@ class Trouble:
     retry_after_s: int | None = None
     violated: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     @property
     def title(self) -> str:
@@ -226,6 +264,7 @@ def describe(exc: BaseException) -> Trouble:
             exc.reason,
             exc.retry_after_s or meaning.retry_after_s,
             headers=tuple(exc.headers.items()),
+            faults=exc.faults,
         )
     if isinstance(exc, QuotaExceeded):
         return Trouble(
@@ -235,6 +274,14 @@ def describe(exc: BaseException) -> Trouble:
             retry_after_s=exc.retry_after_s,
             violated=exc.violated,
         )
+    if isinstance(exc, Invalid):
+        first = exc.faults[0]
+        detail = f"{_first_line(kind)} {first.field or 'It'}: {first.why}."
+        return Trouble(meaning.status, meaning.code, detail, field=first.field or None, faults=exc.faults)
+    if isinstance(exc, InvalidName):  # its message is the rule that was broken, and says nothing else
+        return Trouble(meaning.status, meaning.code, f"{str(exc)[:1].upper()}{str(exc)[1:]}.", field="name")
+    if isinstance(exc, RotationRefused):  # so is this one
+        return Trouble(meaning.status, meaning.code, str(exc))
     if isinstance(exc, RequestTooCostly):
         return Trouble(
             meaning.status,
@@ -245,6 +292,8 @@ def describe(exc: BaseException) -> Trouble:
             reason=exc.limit,
         )
     # A domain error's own message may name what no caller should see; its docstring is written for callers.
-    return Trouble(
-        meaning.status, meaning.code, (kind.__doc__ or "").split("\n")[0], retry_after_s=meaning.retry_after_s
-    )
+    return Trouble(meaning.status, meaning.code, _first_line(kind), retry_after_s=meaning.retry_after_s)
+
+
+def _first_line(kind: type[Exception]) -> str:
+    return (kind.__doc__ or "").split("\n")[0]

@@ -66,6 +66,12 @@ class Settings(BaseSettings):
         900.0, gt=0, description="A tenant's worker retires after so many idle seconds."
     )
     worker_start_s: float = Field(120.0, gt=0, description="Seconds a worker may take to load its model.")
+    share_weights: bool = Field(
+        True, description="Workers share one copy of the weights; `false` gives each a copy of its own."
+    )
+    weights_check_s: float = Field(
+        60.0, gt=0, description="Seconds between two checks of weights that are shared on a GPU."
+    )
     queue_limit: int = Field(64, ge=1, description="Requests that may wait for one worker; beyond it 503.")
     deadline_s: float = Field(60.0, gt=0, description="Seconds a request may take; then 504.")
     screeners: int = Field(2, ge=1, le=64, description="Screening processes that decode images.")

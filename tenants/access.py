@@ -2,7 +2,8 @@
 
 What was found of a key or an identity is kept for at most `kept.KEPT_S` seconds, counted from before it was read, so
 a revocation, a suspension or a new policy is in force everywhere within that time whatever happens; a gateway
-that listens (`tenants.changes`) forgets at once. `TenantId` is minted here, in `directory.py` and in `keys.py`, nowhere else.
+that listens (`tenants.changes`) forgets at once. `TenantId` is minted here, in `directory.py`, `keys.py` and
+`lifecycle.py`, nowhere else.
 """
 
 from __future__ import annotations

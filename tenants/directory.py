@@ -1,6 +1,6 @@
 """The life of tenants, their policies and their keys. Every change is durable when it returns.
 
-`TenantId` is minted here, in `access.py` and in `keys.py`, nowhere else.
+`TenantId` is minted here, in `access.py`, `keys.py` and `lifecycle.py`, nowhere else.
 """
 
 from __future__ import annotations
@@ -38,6 +38,19 @@ class Tenant:
     name: str
     created_at: datetime
     suspended_at: datetime | None
+    contained_at: datetime | None = None
+    deleted_at: datetime | None = None
+    purge_after: datetime | None = None
+    """When nothing brings it back any more."""
+
+    @property
+    def state(self) -> str:
+        """active, suspended, contained or deleted; of several the last one."""
+        if self.deleted_at is not None:
+            return "deleted"
+        if self.contained_at is not None:
+            return "contained"
+        return "active" if self.suspended_at is None else "suspended"
 
 
 class Directory:
@@ -84,13 +97,20 @@ class Directory:
             ).one_or_none()
         if row is None:
             raise TenantNotFound
-        return _tenant(row)
+        return read_tenant(row)
 
-    async def list_tenants(self) -> tuple[Tenant, ...]:
-        """Every tenant, by name."""
+    async def list_tenants(
+        self, *, after: str = "", most: int | None = None, state: str = ""
+    ) -> tuple[Tenant, ...]:
+        """Tenants by name, those after the name `after`, at most `most`, of one `state` or of all."""
         async with self._database.outside_tenants() as connection:
-            rows = (await connection.execute(text("select * from pericarp.list_tenants()"))).all()
-        return tuple(_tenant(row) for row in rows)
+            rows = (
+                await connection.execute(
+                    text("select * from pericarp.page_tenants(:after, :most, :state)"),
+                    {"after": after, "most": most, "state": state},
+                )
+            ).all()
+        return tuple(read_tenant(row) for row in rows)
 
     async def suspend_tenant(self, tenant: TenantId) -> None:
         """Refuse every key of the tenant from the next request on. Idempotent. Raises `TenantNotFound`."""
@@ -140,5 +160,14 @@ class Directory:
             raise TenantNotFound
 
 
-def _tenant(row: Any) -> Tenant:
-    return Tenant(TenantId(row.id), row.name, row.created_at, row.suspended_at)
+def read_tenant(row: Any) -> Tenant:
+    """A row of the tenant's columns."""
+    return Tenant(
+        TenantId(uuid.UUID(int=row.id.int)),
+        row.name,
+        row.created_at,
+        row.suspended_at,
+        row.contained_at,
+        row.deleted_at,
+        row.purge_after,
+    )

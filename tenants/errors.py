@@ -8,10 +8,13 @@
     │   └── TenantSuspended
     ├── TenantNotFound · TenantExists · KeyNotFound
     ├── SessionNotFound         unknown, closed, expired, another tenant's, or no id at all: one message for all
+    ├── RepeatDiffers           one idempotency key for two requests
+    ├── RepeatUnderWay          the same request twice at the same time
     ├── InvalidName             a tenant's or key's name that we do not take
-    ├── InvalidPolicy           a policy that contradicts itself, or has unknown fields
-    ├── InvalidKeyLimits        a key's limits that are none, or above its tenant's
-    ├── InvalidKeyRights        scopes or addresses that a key cannot have, or that its creator lacks
+    ├── Invalid                 what a caller wrote, with each fault
+    │   ├── InvalidPolicy       a policy that contradicts itself, or has unknown fields
+    │   ├── InvalidKeyLimits    a key's limits that are none, or above its tenant's
+    │   └── InvalidKeyRights    scopes or addresses that a key cannot have, or that its creator lacks
     ├── RotationRefused         two secrets are live already, or the key is over
     ├── PolicyChanged           a policy or ceiling that is not the one that the caller has seen
     ├── QuotaExceeded           a limit is used up; come back after `retry_after_s`
@@ -99,6 +102,14 @@ class SessionNotFound(TenancyError):
     """There is no such open session."""
 
 
+class RepeatDiffers(TenancyError):
+    """This idempotency key was used for another request."""
+
+
+class RepeatUnderWay(TenancyError):
+    """The first request with this idempotency key is not answered yet."""
+
+
 class InvalidName(TenancyError):
     """The name is not valid."""
 
@@ -124,8 +135,8 @@ class PolicyChanged(TenancyError):
         """The one in force."""
 
 
-class InvalidPolicy(TenancyError):
-    """The policy is not valid.
+class Invalid(TenancyError):
+    """What was sent is not valid.
 
     `faults` tells each thing that is wrong, and all of them.
     """
@@ -135,11 +146,15 @@ class InvalidPolicy(TenancyError):
         super().__init__("; ".join(map(str, self.faults)))
 
 
-class InvalidKeyLimits(TenancyError):
+class InvalidPolicy(Invalid):
+    """The policy is not valid."""
+
+
+class InvalidKeyLimits(Invalid):
     """The key's limits are not valid."""
 
 
-class InvalidKeyRights(TenancyError):
+class InvalidKeyRights(Invalid):
     """The key's scopes or addresses are not valid."""
 
 

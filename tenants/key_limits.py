@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import orjson
 
-from tenants.errors import InvalidKeyLimits
+from tenants.errors import Fault, InvalidKeyLimits
 from tenants.policy import MOST_CONCURRENT, MOST_PER_MINUTE, Policy
 
 MOST_PER_MONTH = 1_000_000_000_000
@@ -39,12 +39,12 @@ class KeyLimits:
             if value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                faults.append(f"{name} must be a whole number from 1 to {most}")
+                faults.append(Fault(name, f"must be a whole number from 1 to {most}"))
         for burst, rate in BURSTS.items():
             if getattr(self, burst) is not None and getattr(self, rate) is None:
-                faults.append(f"{burst} needs {rate}")
+                faults.append(Fault(burst, f"needs {rate}"))
         if faults:
-            raise InvalidKeyLimits("; ".join(faults))
+            raise InvalidKeyLimits(tuple(faults))
 
     def refuse_above(self, policy: Policy) -> None:
         """Raises `InvalidKeyLimits` that names every limit above the tenant's."""
@@ -55,9 +55,9 @@ class KeyLimits:
             if name in BURSTS and theirs is None:
                 theirs = getattr(policy, BURSTS[name], None)  # unset, a burst is a minute's worth
             if own is not None and theirs is not None and own > theirs:
-                faults.append(f"{name} is {own}, the tenant's is {theirs}")
+                faults.append(Fault(name, f"is {own}, the tenant's is {theirs}"))
         if faults:
-            raise InvalidKeyLimits("; ".join(faults))
+            raise InvalidKeyLimits(tuple(faults))
 
     def to_json(self) -> str:
         """One JSON object of what is set; `from_json` reads it back equal."""
@@ -98,7 +98,7 @@ def _read(text: str | bytes) -> KeyLimits:
         raise InvalidKeyLimits("the limits are not an object")
     known = {field.name for field in fields(KeyLimits)}
     if unknown := sorted(set(raw) - known):
-        raise InvalidKeyLimits(f"unknown limits: {', '.join(name[:64] for name in unknown[:10])}")
+        raise InvalidKeyLimits(tuple(Fault(name[:64], "is no limit of a key") for name in unknown[:10]))
     return KeyLimits(**raw)
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from tenants import tables
 from tenants.access import ROLE_SCOPES, Role, Scope, TenantId, plane_of
 from tenants.errors import (
+    Fault,
     InvalidKeyRights,
     InvalidName,
     KeyMalformed,
@@ -74,6 +75,7 @@ class Key:
     last_used_at: datetime | None
     """Some seconds late: uses are written in batches."""
     last_used_address: str | None
+    contained_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class Keys:
                 await self._add_secret(connection, tenant, key_id, secret)
         except IntegrityError as exc:
             raise TenantNotFound from exc
-        return _key(row), token
+        return read_key(row), token
 
     async def list(self, tenant: TenantId) -> tuple[Key, ...]:
         """The tenant's keys, oldest first, revoked and expired ones included."""
@@ -156,12 +158,12 @@ class Keys:
                     .order_by(columns.created_at, columns.id)
                 )
             ).all()
-        return tuple(_key(row) for row in rows)
+        return tuple(read_key(row) for row in rows)
 
     async def find(self, tenant: TenantId, key_id: str) -> Key:
         """That key of the tenant. Raises `KeyNotFound`, for another tenant's as for none."""
         async with self._database.transaction(tenant) as connection:
-            return _key(await self._read(connection, tenant, key_id))
+            return read_key(await self._read(connection, tenant, key_id))
 
     async def find_tenant(self, key_id: str) -> TenantId:
         """Whose key it is, for the platform's own commands. Raises `KeyNotFound`."""
@@ -196,7 +198,7 @@ class Keys:
                 values["limits"] = orjson.loads(changes.limits.to_json())
             if values:
                 row = await self._update(connection, tenant, key_id, values)
-        return _key(row)
+        return read_key(row)
 
     async def rotate(
         self, tenant: TenantId, key_id: str, *, overlap_s: float = 86_400.0
@@ -239,7 +241,7 @@ class Keys:
             )
             await self._add_secret(connection, tenant, key_id, secret)
         token = write_key(plane_of(Role(row.role)), key_id, secret)
-        return _key(row), token, old_ends_at if overlap_s > 0 else None
+        return read_key(row), token, old_ends_at if overlap_s > 0 else None
 
     async def revoke(self, tenant: TenantId, key_id: str, *, reason: str = "revoked") -> Key:
         """Refuse the key everywhere within 2 s. Idempotent: the first time and its reason stand.
@@ -249,7 +251,7 @@ class Keys:
         columns = tables.key.c
         async with self._database.transaction(tenant) as connection:
             await self._read(connection, tenant, key_id, lock=True)
-            return _key(
+            return read_key(
                 await self._update(
                     connection,
                     tenant,
@@ -325,16 +327,15 @@ def read_networks(texts: Iterable[str]) -> list[Network]:
     networks, wrong = [], []
     given = list(texts)
     if len(given) > MOST_CIDRS:
-        raise InvalidKeyRights(f"at most {MOST_CIDRS} networks")
+        raise InvalidKeyRights((Fault("allowed_cidrs", f"at most {MOST_CIDRS} networks"),))
     for text in given:
         try:
             networks.append(ipaddress.ip_network(text))
         except ValueError:
             wrong.append(text[:64])
     if wrong:
-        raise InvalidKeyRights(
-            f"not a network: {', '.join(map(repr, wrong[:10]))}; write 203.0.113.0/24, 2001:db8::/32 or one address"
-        )
+        told = f"not a network: {', '.join(map(repr, wrong[:10]))}; write 203.0.113.0/24, 2001:db8::/32 or one address"
+        raise InvalidKeyRights((Fault("allowed_cidrs", told),))
     return networks
 
 
@@ -344,12 +345,16 @@ def _grant(role: Role, asked: Iterable[Scope] | None, creator: Caller | None) ->
     held = possible if creator is None else possible & creator.scopes
     scopes = held if asked is None else frozenset(map(Scope, asked))
     if beyond := scopes - possible:
-        raise InvalidKeyRights(f"a key with the role {role} cannot have: {', '.join(sorted(beyond))}")
+        raise _refuse_scopes(f"a key with the role {role} cannot have: {', '.join(sorted(beyond))}")
     if lacking := scopes - held:
-        raise InvalidKeyRights(f"you cannot hand on what you lack: {', '.join(sorted(lacking))}")
+        raise _refuse_scopes(f"you cannot hand on what you lack: {', '.join(sorted(lacking))}")
     if not scopes:
-        raise InvalidKeyRights("a key needs at least one scope")
+        raise _refuse_scopes("a key needs at least one scope")
     return sorted(scopes)
+
+
+def _refuse_scopes(why: str) -> InvalidKeyRights:
+    return InvalidKeyRights((Fault("scopes", why),))
 
 
 def _check_name(name: str | None) -> None:
@@ -376,7 +381,7 @@ async def _policy(connection: Any, tenant: TenantId) -> Policy:
     return Policy.from_json(body)
 
 
-def _key(row: Any) -> Key:
+def read_key(row: Any) -> Key:
     return Key(
         row.id,
         TenantId(row.tenant_id),
@@ -391,4 +396,5 @@ def _key(row: Any) -> Key:
         KeyLimits.from_json(orjson.dumps(row.limits)),
         row.last_used_at,
         str(row.last_used_address) if row.last_used_address is not None else None,
+        row.contained_at,
     )

@@ -45,8 +45,13 @@ tenant = Table(
     Column("name", Text, nullable=False),
     _time("created_at", default=True),
     _time("suspended_at", nullable=True),
+    _time("contained_at", nullable=True),
+    _time("deleted_at", nullable=True),
+    _time("purge_after", nullable=True),
     Column("audit_key", LargeBinary, comment="wrapped under the master key; null once destroyed"),
     UniqueConstraint("name", name="tenant_name_key"),
+    CheckConstraint("(deleted_at is null) = (purge_after is null)", name="tenant_deleted_check"),
+    Index("tenant_purge", "purge_after", postgresql_where=text("purge_after is not null")),
 )
 
 policy = Table(
@@ -85,6 +90,7 @@ key = Table(
     _time("created_at", default=True),
     _time("expires_at", nullable=True),
     _time("revoked_at", nullable=True),
+    _time("contained_at", nullable=True),
     Column("kind", Text, nullable=False),
     Column("scopes", ARRAY(Text), nullable=False, server_default=_EMPTY),
     Column(
@@ -243,4 +249,39 @@ session = Table(
     PrimaryKeyConstraint("tenant_id", "id", name="session_pkey"),
     CheckConstraint("ttl_s > 0", name="session_ttl_check"),
     Index("session_expires", "expires_at"),
+)
+
+repeat = Table(
+    "repeat",
+    metadata,
+    Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="repeat_tenant_fkey"), nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("idempotency_key", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column(
+        "answer",
+        LargeBinary,
+        nullable=False,
+        comment="wrapped under the master key: it may hold a new key's text",
+    ),
+    Column("receipt", UUID),
+    _time("created_at", default=True),
+    _time("expires_at"),
+    PrimaryKeyConstraint("tenant_id", "key_id", "idempotency_key", name="repeat_pkey"),
+    Index("repeat_expires", "expires_at"),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="worker_tenant_fkey"), nullable=False),
+    Column("gateway", UUID, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("running", Integer, nullable=False),
+    Column("jobs", BigInteger, nullable=False),
+    _time("since"),
+    _time("reported_at", default=True),
+    PrimaryKeyConstraint("tenant_id", "gateway", "pid", name="worker_pkey"),
+    Index("worker_gateway", "gateway"),
+    Index("worker_reported", "reported_at"),
 )

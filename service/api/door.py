@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.api.identify import Identify
+    from service.asks import Running
     from service.ledger import Ledger
 
 OPEN_PATHS = frozenset(
@@ -40,10 +41,13 @@ log = get_logger(__name__)
 class Door:
     """Lets callers in. Outermost but for Starlette's own last resort."""
 
-    def __init__(self, app: ASGIApp, *, identify: Identify, ledger: Ledger, body_limit_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, identify: Identify, ledger: Ledger, running: Running, body_limit_bytes: int
+    ) -> None:
         self.app = app
         self.identify = identify
         self.ledger = ledger
+        self.running = running
         self.body_limit_bytes = body_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +110,11 @@ class Door:
                 raise self._too_large()
             return message
 
-        await self.app(scope, receive_capped, send)
+        if exchange.caller is None:
+            await self.app(scope, receive_capped, send)
+            return
+        with self.running.under_way(exchange):
+            await self.app(scope, receive_capped, send)
 
     def _too_large(self) -> BodyTooLarge:
         # The connection stays: closed on unread bytes it would be reset, and who sends all before it reads
@@ -159,6 +167,7 @@ def problem(trouble: Trouble, exchange: Exchange) -> Response:
         "limit": trouble.limit,
         "reason": trouble.reason,
         "violated-policies": list(trouble.violated) or None,
+        "errors": [{"field": fault.field, "detail": fault.why} for fault in trouble.faults] or None,
     }
     headers = dict(trouble.headers)
     if trouble.retry_after_s is not None:

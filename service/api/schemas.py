@@ -185,6 +185,13 @@ class OpenSessions(BaseModel):
     data: list[SessionAnswer]
 
 
+class FieldProblem(BaseModel):
+    """One thing that is wrong."""
+
+    field: str
+    detail: str
+
+
 class Problem(BaseModel):
     """Every error: RFC 9457 problem details, with the field and the limit where there is one."""
 
@@ -198,6 +205,7 @@ class Problem(BaseModel):
     limit: int | str | None = None
     reason: str | None = None
     violated_policies: list[str] | None = Field(None, alias="violated-policies")
+    errors: list[FieldProblem] | None = Field(None, description="Each thing that is wrong, and all of them.")
 
 
 def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: int) -> tuple[Ask, str | None]:

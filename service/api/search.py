@@ -120,7 +120,8 @@ def build_router(
         if not all(checks.values()):
             missing = ", ".join(name for name, ready in checks.items() if not ready)
             raise NotReady(f"Not ready yet: {missing}.", reason=missing)
-        return {"status": "ready", "checks": checks}
+        weights = "unknown" if fleet.card is None else fleet.card.weights
+        return {"status": "ready", "checks": checks, "weights": weights}
 
     @router.get("/metrics", tags=["operations"], summary="Prometheus metrics (platform_admin keys)")
     async def export_metrics(request: Request) -> Response:
@@ -131,6 +132,10 @@ def build_router(
         for state in ("assigned", "spare"):
             metrics.WORKERS.labels(state).set(sum(worker.state == state for worker in workers))
         metrics.WORKER_COMPILATIONS.set(sum(worker.compilations for worker in workers))
+        lent = fleet.lent
+        metrics.LENT_BYTES.set(lent.size_bytes)
+        metrics.LENT_WORKERS.set(lent.workers)
+        metrics.LENT_CHANGES.set(lent.changes)
         metrics.JOBS.labels("running").set(sum(worker.running for worker in workers))
         metrics.JOBS.labels("waiting").set(fleet.waiting)
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)

@@ -1,12 +1,11 @@
 """Worker processes of this host, one party each: a tenant, or a group of tenants.
 
-Spare workers, loaded and warm, have served nobody and wait; a party's first request takes one for life, and
-the next spare is prepared behind it. For a party with weights of its own, none waits: one is started when it is
-needed. At most `max_workers` are assigned: beyond that the one idle for longest retires, never a busy one. A worker
-that dies is replaced from the spares.
+Spare workers, loaded and warm, have served nobody and wait; a party's first request takes one for life, and the next
+spare is prepared behind it; one with weights of its own is started only when it is needed. At most `max_workers` are
+assigned: beyond that the one idle for longest retires, never a busy one. A worker that dies is replaced.
 
-A worker has several of its party's jobs at a time, up to `JOBS_AT_ONCE`: what it shares between them and which it
-does first is its own business. All others wait in the party's line.
+A worker has several of its party's jobs at a time, up to `JOBS_AT_ONCE`; which it does first is its own business. All
+others wait in the party's line.
 
 One dispatcher task owns every seat and line (`seats.py`); all others send it events, so there is no lock.
 After each event it looks at the whole state again (`_advance`), which makes the order of events harmless.
@@ -22,17 +21,16 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
-import structlog
-
 from models import Job, ModelCard
-from service.errors import DeadlineExceeded, Overloaded, WorkerLost
+from service.errors import Contained, DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet import replies
+from service.fleet.diary import Diary
 from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreReply, ScoreRequest
-from service.fleet.router import Party, Scored, Ticket, WorkerState
+from service.fleet.ownership import Owner, Ownership, may_lend
+from service.fleet.router import LentState, Party, Scored, Ticket, WorkerState
 from service.fleet.seats import Rules, Seat, Seating
 from service.fleet.starts import FIRST_UID, Starts, worker_launch
 from service.processes.children import Child, ChildLost, Launch, start_child
-from service.processes.parent import UNFORESEEN
 from service.processes.wire import WireError
 
 TICK_S = 0.25
@@ -44,6 +42,7 @@ PIXEL_BYTES_AT_ONCE = 256 * 1024 * 1024
 OVERRUN_S = 30.0
 """A worker that has not answered a job so long after its deadline is taken to hang and is killed."""
 STOPPING = ("The service is stopping.", "stopping")
+NO_START = ("No worker can be started at the moment.", "worker_start")
 
 
 class LocalFleet:
@@ -70,8 +69,15 @@ class LocalFleet:
         offline: bool = True,
         first_uid: int | None = FIRST_UID,
         worker: str = "service.fleet.worker",
+        owner: str = "service.fleet.owner",
+        share_weights: bool = True,
+        weights_check_s: float = 60.0,
     ) -> None:
-        """`worker` is the module that a worker runs. `first_uid` counts only where the gateway is root."""
+        """`worker` and `owner` are the modules that they run. `first_uid` counts only where the gateway is root.
+
+        Without `share_weights` every worker has a copy of its own.
+        """
+        self._diary = Diary()
         if len(keep_warm) > max_workers:
             raise ValueError(f"{len(keep_warm)} parties to keep warm, but at most {max_workers} workers")
         self._seating = Seating(
@@ -95,12 +101,18 @@ class LocalFleet:
             offline=offline,
             start_s=start_s,
             silence_s=silence_s,
-            told=self._hear,
+            told=self._diary.hear,
         )
         self._starts = Starts(launch, first_uid=first_uid)
         self._own_starts = Starts(launch, first_uid=first_uid, own_weights=True, uids=self._starts.uids)
+        self._share_weights = share_weights
+        self._ownership = Ownership(
+            self._starts,
+            owner=owner if share_weights and may_lend(device) else None,
+            check_s=weights_check_s,
+            changed=partial(self._post, _look_again),
+        )
         self._overrun_s = overrun_s
-        self._log = structlog.get_logger(source="fleet")
         self._open = False
         self._inbox: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
         self._dispatcher: asyncio.Task[None] | None = None
@@ -123,6 +135,10 @@ class LocalFleet:
     @property
     def waiting(self) -> int:
         return sum(ticket.waits for line in self._seating.lines.values() for ticket in line)
+
+    @property
+    def lent(self) -> LentState:
+        return self._ownership.state
 
     def workers(self) -> tuple[WorkerState, ...]:
         now = time.monotonic()
@@ -152,6 +168,7 @@ class LocalFleet:
         self._refuse(list(self._seating.lines), *STOPPING)
         stops = (seat.child.stop() for seat in seats)
         await asyncio.gather(*stops, *self._endings, *self._work, return_exceptions=True)
+        await self._ownership.close()
         self._starts.unshare()
 
     async def score(
@@ -184,6 +201,9 @@ class LocalFleet:
     async def end_session(self, tenant: str, session: str) -> None:
         self._post(partial(self._end_session, tenant, session))
 
+    async def expel(self, tenant: str) -> None:
+        self._post(partial(self._expel, tenant))
+
     # From here on everything is the dispatcher's. What takes time runs in a task that ends with an event.
 
     async def _dispatch(self) -> None:
@@ -197,7 +217,7 @@ class LocalFleet:
         finally:
             if self._open:  # a bug of ours: refuse clearly rather than hang
                 self._open, self._starts.reason = False, "the dispatcher broke"
-                self._log.critical("The fleet's dispatcher broke.", action="worker_lost")
+                self._diary.tell_broken()
                 self._refuse(list(self._seating.lines), *STOPPING)
 
     def _post(self, event: Callable[[], None]) -> None:
@@ -212,7 +232,7 @@ class LocalFleet:
     def _advance(self, now: float) -> None:
         """Do all that can be done now."""
         self._seating.forget_gone()
-        self._end_hung(now)
+        self._end_unfit(now)
         self._serve(now)
         self._seat_missing(now)
         self._serve(now)
@@ -221,12 +241,16 @@ class LocalFleet:
         for seat, tenant in self._seating.leaving(now):
             del seat.tenants[tenant]
             self._run(_tell(seat.child, Forget(tenant)), self._work)
+        self._ownership.advance(now)
         self._start_wanted(now)
 
-    def _end_hung(self, now: float) -> None:
-        for seat in self._seating.seats:
-            if any(now > ticket.deadline_s + self._overrun_s for ticket in seat.tickets):
-                seat.child.kill("hung in a job long past its deadline")
+    def _end_unfit(self, now: float) -> None:
+        """End workers that hang, whose weights were changed, or whose owner died; what they were at is done again."""
+        for seat in self._seating.hung(now - self._overrun_s):
+            seat.child.kill("hung in a job long past its deadline")
+        for seat in self._seating.disowned():
+            why = "its weights are no longer to be trusted"
+            seat.child.kill(why) if seat.tickets else self._retire(seat, why)
 
     def _serve(self, now: float) -> None:
         """Give each worker as many of its party's next jobs as it has room for."""
@@ -246,28 +270,25 @@ class LocalFleet:
             free -= 1  # where there is no spare for it yet, the seat is kept for it
             spare = next(iter(self._seating.spares(own_weights=party.own_weights)), None)
             if spare is not None:
-                spare.party, spare.used_s = party, now
+                spare.party, spare.used_s, spare.since_s = party, now, now
                 self._run(_tell(spare.child, Assign(party.tenant, party.group)), self._work)
 
     def _start_wanted(self, now: float) -> None:
         """Start workers for who needs one and as spares."""
-        missing = self._seating.missing()
-        seatable = missing[: self._seating.free()]
         for starts in (self._starts, self._own_starts):
             own = starts.own_weights
+            wanted = self._seating.lacking(own_weights=own)  # counted before those who wait are refused
             if starts.hopeless:
-                waiting = [party for party in missing if party.own_weights is own]
-                retry_after_s = starts.retry_after_s(now)
-                self._refuse(
-                    waiting, "No worker can be started at the moment.", "worker_start", retry_after_s
-                )
-            wanted = sum(party.own_weights is own for party in seatable)
-            if not own:
-                wanted += self._seating.rules.spare_workers
-                if not starts.proven:  # prove that a worker can be had
-                    wanted = max(wanted, 1)
-            for _ in range(starts.due(now, wanted - len(self._seating.spares(own_weights=own)))):
-                self._run(self._start(starts, starts.begin()), self._work)
+                missing = [party for party in self._seating.missing() if party.own_weights is own]
+                self._refuse(missing, *NO_START, starts.retry_after_s(now))
+            if not own and not self._ownership.settled:
+                continue
+            if not own and not starts.proven:  # prove that a worker can be had
+                wanted = max(wanted, 1 - len(self._seating.spares()))
+            for _ in range(starts.due(now, wanted)):
+                share = self._share_weights and not own
+                launch, owner = self._ownership.begin() if share else (starts.begin(share=False), None)
+                self._run(self._start(starts, launch, owner), self._work)
 
     def _refuse(self, parties: Iterable[Party], detail: str, reason: str, retry_after_s: int = 1) -> None:
         """Fail all that waits in these parties' lines."""
@@ -278,19 +299,25 @@ class LocalFleet:
 
     def _retire(self, seat: Seat, why: str) -> None:
         self._seating.seats.remove(seat)
-        self._log.info("A worker retires.", action="worker_retire", **_whose(seat), reason=why)
-        self._run(seat.child.stop(), self._endings)
+        self._diary.tell_retired(seat, why)
+        self._run(self._end(seat), self._endings)
 
     # Tasks, and the events that they end with.
 
-    async def _start(self, starts: Starts, launch: Launch) -> None:
+    async def _start(self, starts: Starts, launch: Launch, owner: Owner | None) -> None:
         try:
             child = await start_child(launch)
         except Exception as exc:  # noqa: BLE001 - whatever it is, a start that is not counted as failed hangs
+            self._ownership.give_back(owner)
             reason = str(exc) if isinstance(exc, ChildLost) else repr(exc)
             self._post(partial(self._mourn_start, starts, reason))
         else:
-            self._post(partial(self._welcome, starts, child))
+            self._post(partial(self._welcome, starts, child, owner))
+
+    async def _end(self, seat: Seat) -> None:
+        """Reap a worker. Only then is what it maps its owner's again."""
+        await seat.child.stop()
+        self._ownership.give_back(seat.owner)
 
     async def _score(self, seat: Seat, ticket: Ticket) -> None:
         request = ScoreRequest(
@@ -312,46 +339,40 @@ class LocalFleet:
 
     def _end_session(self, tenant: str, session: str) -> None:
         """Its jobs that are not at the worker yet, or not for the last time, will name no session there."""
-        homes = self._seating.homes(tenant)
-        for ticket in itertools.chain(*self._seating.lines.values(), *(seat.tickets for seat in homes)):
-            if (ticket.tenant, ticket.session) == (tenant, session):
+        for ticket in self._seating.tickets(tenant):
+            if ticket.session == session:
                 ticket.session = None
-        for seat in homes:
+        for seat in self._seating.homes(tenant):
             self._run(_tell(seat.child, EndSession(session, tenant)), self._work)
 
-    def _welcome(self, starts: Starts, child: Child) -> None:
-        seat = Seat(child, own_weights=starts.own_weights)
+    def _expel(self, tenant: str) -> None:
+        """Jobs that only share the worker go back to the line when it is lost, as after any other death."""
+        for ticket in self._seating.tickets(tenant):
+            ticket.fail(Contained(reason="contained"))
+        for seat in self._seating.homes(tenant):
+            seat.child.kill("its tenant is contained")
+
+    def _welcome(self, starts: Starts, child: Child, owner: Owner | None) -> None:
+        owner = self._ownership.welcome(owner, child.hello.card)
+        seat = Seat(child, own_weights=starts.own_weights, owner=owner)
         starts.succeeded(child.hello.card)
         self._seating.failing.discard(starts.own_weights)
         self._seating.seats.append(seat)
         child.lost.add_done_callback(lambda _: self._post(partial(self._mourn, seat)))
-        self._log.info(
-            "A worker is ready.", action="worker_ready", pid=child.pid, stages_ms=child.hello.stages_ms
-        )
-        broken = [measure.name for measure in child.hello.sandbox if not measure.held]
-        if broken:
-            self._log.warning(
-                "A worker is less confined than it should be.", action="sandbox", missing=broken
-            )
-
-    def _hear(self, line: str) -> None:
-        """Log what a worker says of its own bugs; what libraries print might repeat a tenant's text."""
-        if line.startswith(UNFORESEEN):
-            self._log.error("A worker failed in an unforeseen way.", action="request_failed", where=line)
+        self._diary.tell_ready(child)
 
     def _mourn_start(self, starts: Starts, reason: str) -> None:
         starts.failed(reason)
         self._seating.failing.add(starts.own_weights)
-        self._log.error("A worker cannot be started.", action="worker_lost", reason=reason)
+        self._diary.tell_not_started(reason)
 
     def _mourn(self, seat: Seat) -> None:
         """A worker died: its jobs go back to the front of the line, each once."""
         if seat not in self._seating.seats:
             return
         self._seating.seats.remove(seat)
-        reason = seat.child.lost.result()
-        self._log.warning("A worker is lost.", action="worker_lost", **_whose(seat), reason=reason)
-        self._run(seat.child.stop(), self._endings)
+        self._diary.tell_lost(seat, seat.child.lost.result())
+        self._run(self._end(seat), self._endings)
         again = []
         for ticket in seat.tickets:
             if ticket.attempts > 1:
@@ -367,12 +388,6 @@ class LocalFleet:
             seat.compilations = reply.compilations
         if seat.finish(ticket, time.monotonic()):
             replies.answer(ticket, reply, seat.child.pid)
-
-
-def _whose(seat: Seat) -> dict[str, Any]:
-    """A worker as the log names it."""
-    named = {"group": seat.party.group} if seat.party is not None and seat.party.group is not None else {}
-    return {"pid": seat.child.pid, "tenant": None if seat.party is None else seat.party.tenant, **named}
 
 
 def _look_again() -> None:

@@ -1,4 +1,4 @@
-"""What the gateway and a worker say to each other."""
+"""What the gateway says to a worker and to the owner of lent weights, and what they say to it."""
 
 from __future__ import annotations
 
@@ -77,3 +77,27 @@ class TooLong:
 
 
 SCORING = Vocabulary(*COMMON, Assign, ScoreRequest, Cancel, EndSession, Forget, ScoreReply, TooLong)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Look whether the weights are as they were written."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """`intact`: they are. `reason` says why there are none to be lent; then there never will be.
+
+    `size_bytes` is what they take of the GPU's memory, `check_ms` what looking took.
+    """
+
+    id: int
+    intact: bool
+    reason: str | None = None
+    size_bytes: int = 0
+    check_ms: float = 0.0
+
+
+OWNING = Vocabulary(*COMMON, Check, Checked)

@@ -77,10 +77,25 @@ class WorkerState:
     group: str | None = None
     tenants: tuple[str, ...] = ()
     own_weights: bool = False
+    age_s: float = 0.0
+    """Since it was given to its party; of a spare, since it was ready."""
 
     @property
     def busy(self) -> bool:
         return self.running > 0
+
+
+@dataclass(frozen=True, slots=True)
+class LentState:
+    """Weights that workers share on a GPU: their size there, 0 where none are lent, and how many workers map them.
+
+    Since the fleet's start they were checked `checks` times, and found changed `changes` times.
+    """
+
+    size_bytes: int = 0
+    workers: int = 0
+    checks: int = 0
+    changes: int = 0
 
 
 class Fleet(Protocol):
@@ -121,6 +136,13 @@ class Fleet(Protocol):
         """
         ...
 
+    async def expel(self, tenant: str) -> None:
+        """Kill the worker that serves `tenant` at once, and all that it keeps; its jobs fail with Contained.
+
+        A job that comes later is scored in a new worker. Returns before the worker is gone.
+        """
+        ...
+
     @property
     def ready(self) -> bool:
         """Whether a worker has scored its warm-up, and another one could be had."""
@@ -139,6 +161,11 @@ class Fleet(Protocol):
     @property
     def waiting(self) -> int:
         """How many jobs wait in line, all tenants together."""
+        ...
+
+    @property
+    def lent(self) -> LentState:
+        """What is known of weights that workers share on a GPU."""
         ...
 
     def workers(self) -> tuple[WorkerState, ...]:

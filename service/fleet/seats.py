@@ -8,10 +8,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from service.errors import Overloaded
 from service.fleet.router import Line, Party, Ticket, WorkerState
 from service.processes.children import Child
+
+if TYPE_CHECKING:
+    from service.fleet.ownership import Owner
 
 PACE_WEIGHT = 0.2
 """Of the newest answer, in the average time from one answer of a worker to the next."""
@@ -47,6 +52,8 @@ class Seat:
     tickets: list[Ticket] = field(default_factory=list)
     """What the worker has and has not answered, in the order of sending."""
     jobs: int = 0
+    since_s: float = field(default_factory=time.monotonic)
+    """When it was given to its party, or became ready as a spare."""
     used_s: float = field(default_factory=time.monotonic)
     """When it was given to its party, began to work after a rest, or last answered."""
     sent_s: float = 0.0
@@ -55,6 +62,8 @@ class Seat:
     pace_s: float = 0.0
     """Average time from one answer to the next while there was work."""
     compilations: int = 0
+    owner: Owner | None = None
+    """Whose weights it maps, if it has none of its own."""
 
     def takes(self, ticket: Ticket, rules: Rules) -> bool:
         """Whether there is room for it.
@@ -115,6 +124,7 @@ class Seat:
             group=None if self.party is None else self.party.group,
             tenants=tuple(self.tenants),
             own_weights=self.own_weights,
+            age_s=now - self.since_s,
         )
 
 
@@ -139,6 +149,11 @@ class Seating:
     def homes(self, tenant: str) -> list[Seat]:
         """The workers that may keep something of the tenant's work: more than one where it changed its party."""
         return [seat for seat in self.seats if tenant in seat.tenants]
+
+    def tickets(self, tenant: str) -> list[Ticket]:
+        """The tenant's jobs, those in line and those at its workers."""
+        jobs = chain(*self.lines.values(), *(seat.tickets for seat in self.homes(tenant)))
+        return [ticket for ticket in jobs if ticket.tenant == tenant]
 
     def join(self, ticket: Ticket) -> None:
         """Wait in the party's line.
@@ -187,6 +202,16 @@ class Seating:
         present = {seat.party for seat in self.seats} | set(waiting)
         return waiting + [party for party in self.rules.keep_warm if party not in present]
 
+    def lacking(self, *, own_weights: bool) -> int:
+        """How many workers of that kind should be started, beside those that are ready."""
+        seatable = self.missing()[: max(0, self.free())]
+        wanted = sum(party.own_weights is own_weights for party in seatable)
+        return (
+            wanted
+            + (0 if own_weights else self.rules.spare_workers)
+            - len(self.spares(own_weights=own_weights))
+        )
+
     def call(self, now: float) -> list[tuple[Seat, Ticket]]:
         """Move jobs from the lines to the workers that have room for them; those that were moved."""
         yielding = self._yielding(now)
@@ -208,6 +233,14 @@ class Seating:
         yielded = [seat for seat in self._yielding(now) if not seat.tickets]
         idle = [seat for seat in self.seats if self._idle(seat)] + yielded
         return min(idle, key=lambda seat: seat.used_s, default=None)
+
+    def hung(self, since_s: float) -> list[Seat]:
+        """Workers with a job whose deadline was before `since_s`."""
+        return [seat for seat in self.seats if any(ticket.deadline_s < since_s for ticket in seat.tickets)]
+
+    def disowned(self) -> list[Seat]:
+        """Workers whose weights are no longer to be trusted."""
+        return [seat for seat in self.seats if seat.owner is not None and not seat.owner.sound]
 
     def outdated(self, now: float) -> list[Seat]:
         """Workers and surplus spares that nobody has used for too long, and those whose tenant has another by now."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from models import ModelCard
 from service.fleet.messages import SCORING
 from service.processes.children import Launch, bare_environ
+from service.processes.wire import Vocabulary
 
 FAILURES_TO_REFUSE = 2
 """Failed starts in a row after which waiting requests are refused instead of kept."""
@@ -21,6 +22,8 @@ BACK_OFF_S = (0.5, 30.0)
 STARTS_AT_ONCE = 2
 FIRST_UID, UIDS = 61_184, 3_000
 """Users of workers where the gateway is root; systemd, too, keeps this range for users without a name."""
+KEPT_BYTES = 32 * 1024 * 1024
+"""So much freed memory, and any tensor as large, a worker keeps for its next pass."""
 INHERITED = (
     "HOME",
     "HF_HOME",
@@ -46,9 +49,9 @@ class Starts:
     ) -> None:
         """`first_uid` counts only where we are root; `uids` counts users, and is shared by who starts beside us.
 
-        With `own_weights` each worker has a copy of the weights that no other process sees.
+        `own_weights` says which workers these are: those that must have a copy that no other process sees.
         """
-        self.launch = replace(launch, argv=(*launch.argv, "--own-weights")) if own_weights else launch
+        self.launch = launch
         self.own_weights = own_weights
         self.reason: str | None = None if own_weights else "no worker has been started yet"
         """Why there is none, or why the last start failed; None once one came up, or where none needs to."""
@@ -86,6 +89,15 @@ class Starts:
         at_once = 1 if self.fail else STARTS_AT_ONCE
         return max(0, min(at_once, wanted) - self._under_way)
 
+    def begin_owner(self, module: str, offer: int, vocabulary: Vocabulary) -> Launch:
+        """What to start as owner of the weights; it writes into the empty memory `offer`."""
+        place = self.launch.argv.index("-m") + 1
+        argv = (*self.launch.argv[:place], module, *self.launch.argv[place + 1 :])
+        return self._dress(replace(self.launch, argv=argv, vocabulary=vocabulary), "--offer", offer)
+
+    def failed_owner(self, reason: str) -> None:
+        self._count_failure(f"the weights cannot be lent: {reason}")
+
     def share(self) -> None:
         """Give every worker from now on the same memory for its weights (`models.sealing`), where the system has such."""
         if sys.platform == "linux":
@@ -97,30 +109,46 @@ class Starts:
             os.close(self._memory)
             self._memory = None
 
-    def begin(self) -> Launch:
-        """What to start, now under way until `succeeded` or `failed` is told."""
+    def begin(self, *, share: bool = True, offer: int | None = None) -> Launch:
+        """What to start, now under way until `succeeded` or `failed` is told.
+
+        It has weights of its own unless it may `share` them: those that `offer` offers, or else sealed ones.
+        """
         self._under_way += 1
-        argv = self.launch.argv
-        if self._first_uid is not None:
-            argv = (*argv, "--uid", str(self._first_uid + next(self.uids) % UIDS))
-        if self._memory is not None:
-            argv = (*argv, "--shared", str(self._memory))
-        return replace(self.launch, argv=argv, shared=self._memory)
+        if not share:
+            return self._dress(
+                replace(self.launch, argv=(*self.launch.argv, "--own-weights")), "--shared", None
+            )
+        if offer is not None:
+            return self._dress(self.launch, "--offer", offer)
+        return self._dress(self.launch, "--shared", self._memory)
 
     def succeeded(self, card: ModelCard | None) -> None:
         self._under_way -= 1
         self._failures, self._retry_s, self.reason, self.card = 0, 0.0, None, card
 
     def failed(self, reason: str) -> None:
-        first_s, longest_s = BACK_OFF_S
         self._under_way -= 1
-        self._failures += 1
-        self._retry_s = time.monotonic() + min(longest_s, first_s * 2 ** min(self._failures - 1, 16))
-        self.reason = f"a worker cannot be started: {reason}"
+        self._count_failure(f"a worker cannot be started: {reason}")
 
     def forget(self) -> None:
         """None is under way any more: they were cancelled."""
         self._under_way = 0
+
+    def _count_failure(self, reason: str) -> None:
+        first_s, longest_s = BACK_OFF_S
+        self._failures += 1
+        self._retry_s = time.monotonic() + min(longest_s, first_s * 2 ** min(self._failures - 1, 16))
+        self.reason = reason
+
+    def _dress(self, launch: Launch, name: str, descriptor: int | None) -> Launch:
+        """With a user of its own, and with a descriptor to inherit."""
+        argv = launch.argv
+        if self._first_uid is not None:
+            argv = (*argv, "--uid", str(self._first_uid + next(self.uids) % UIDS))
+        if descriptor is not None:
+            argv = (*argv, name, str(descriptor))
+        return replace(launch, argv=argv, shared=descriptor)
 
 
 def worker_launch(
@@ -159,6 +187,9 @@ def _environ(threads: int, offline: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # Workers share the cores: threads that spin as they wait made a job 30 times slower on a busy machine.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # A pass's tensors come and go: pages that went back to the kernel each time would be cleared each time.
+        "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
     }
     hub = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
     return bare_environ(**inherited, **numeric, **hub)

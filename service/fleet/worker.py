@@ -1,7 +1,7 @@
 """A worker's main: load one model, score a warm-up, say Hello; then begin every job that is read, and answer it.
 
     python -m service.fleet.worker --fd N --parent PID --model NAME --device D --dtype T --threads N [--uid N]
-        [--shared N | --own-weights]
+        [--shared N | --offer N | --own-weights]
 
 A worker serves the tenant, or the group of tenants, that its first `Assign` names, and no other for as long as it
 lives; what it keeps of one tenant's work is of no use to another's. It holds no
@@ -70,14 +70,17 @@ Load = Callable[[argparse.Namespace], Reranker]
 def run(argv: Sequence[str], load_model: Load) -> NoReturn:
     """Be a worker until the parent goes away. `load_model` is the only thing that tests replace."""
     options = _parse(argv)
-    parent = Parent(options.fd, options.parent, SCORING, keep=options.shared)
+    parent = Parent(
+        options.fd, options.parent, SCORING, keep=options.offer if options.shared is None else options.shared
+    )
     name_process("prc-worker")
     faulthandler.enable()  # frames only, no values
     start_s = time.perf_counter()
     try:
         reranker = load_model(options)
-        if options.shared is not None:
-            os.close(options.shared)  # the weights stay mapped
+        for descriptor in (options.shared, options.offer):
+            if descriptor is not None:
+                os.close(descriptor)  # the weights stay mapped
         loaded_s = time.perf_counter()
         _warm_up(reranker)
     except ModelError as exc:
@@ -221,8 +224,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--uid", type=int)
-    parser.add_argument("--shared", type=int)
-    parser.add_argument("--own-weights", action="store_true")
+    sharing = parser.add_mutually_exclusive_group()
+    sharing.add_argument("--shared", type=int)
+    sharing.add_argument("--offer", type=int)
+    sharing.add_argument("--own-weights", action="store_true")
     return parser.parse_args(argv)
 
 
@@ -233,6 +238,7 @@ def _load(options: argparse.Namespace) -> Reranker:
         dtype=options.dtype,
         threads=options.threads,
         shared=options.shared,
+        offer=options.offer,
         own_weights=options.own_weights,
     )
 

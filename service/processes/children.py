@@ -1,10 +1,10 @@
 """The gateway's side of a child process: start it, know that it lives, ask it, end it.
 
 A child inherits three things only: one end of a socket pair, the environment that `Launch` spells out, and a
-pipe as stderr; a worker also the memory that holds the weights. It runs in a session of its own, so that Ctrl-C
-in a terminal reaches the gateway alone. It counts as started when its `Hello` arrives. From then on silence for
-`silence_s` is death: it is killed and reported lost; so are an end of its socket and its exit, at once. A lost
-or stopped child is always reaped.
+pipe as stderr; a worker also the memory that holds the weights, or says where they are. It runs in a session of
+its own, so that Ctrl-C in a terminal reaches the gateway alone. It counts as started when its `Hello` arrives.
+From then on silence for `silence_s` is death: it is killed and reported lost; so are an end of its socket and its
+exit, at once. A lost or stopped child is always reaped.
 """
 
 from __future__ import annotations

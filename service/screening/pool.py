@@ -21,6 +21,7 @@ from service.screening.messages import CleanReply, CleanRequest, Rejected, vocab
 from service.screening.resize import MAX_CLEAN_PIXELS
 
 RECYCLE_IMAGES = 512
+LARGE_BYTES, KEPT_BYTES = 1024 * 1024, 16 * 1024 * 1024
 START_S = 30.0
 DETAIL_CHARACTERS = 300
 FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
@@ -65,8 +66,13 @@ class Screen:
                 *(str(number) for number in astuple(limits)),
             ),
             vocabulary=vocabulary(limits),
-            # One malloc arena: each further one takes 64 MB of the child's address space for nothing.
-            environ=bare_environ(MALLOC_ARENA_MAX="1"),
+            # One malloc arena: each further one takes 64 MB of the child's address space for nothing. What small
+            # images take is kept for the next one, for fresh pages cost as much as decoding; large ones give it back.
+            environ=bare_environ(
+                MALLOC_ARENA_MAX="1",
+                MALLOC_MMAP_THRESHOLD_=str(LARGE_BYTES),
+                MALLOC_TRIM_THRESHOLD_=str(KEPT_BYTES),
+            ),
             start_s=START_S,
             # A child at work is timed image by image; silence is for one that hangs while idle.
             silence_s=2 * timeout_s + 10.0,

@@ -34,8 +34,14 @@ ACTIONS = frozenset(
         "usage_forgotten",
         "session_expired",
         "sweep_failed",
+        "contained",
+        "tenant_purged",
         "upkeep_failed",
         "sandbox",
+        "weights_lent",
+        "weights_own",
+        "weights_changed",
+        "weights_lost",
     }
 )
 

@@ -43,6 +43,13 @@ WORKER_COMPILATIONS = Gauge(
     "Kernels that live workers compiled after their warm-up.",
     registry=REGISTRY,
 )
+LENT_BYTES = Gauge("pericarp_lent_bytes", "Weights that workers share on a GPU.", registry=REGISTRY)
+LENT_WORKERS = Gauge("pericarp_lent_workers", "Workers that map shared weights on a GPU.", registry=REGISTRY)
+LENT_CHANGES = Gauge(
+    "pericarp_lent_changes",
+    "Times that shared weights were found changed since the start.",
+    registry=REGISTRY,
+)
 JOBS = Gauge("pericarp_jobs", "Jobs at workers, and in line before them.", ["state"], registry=REGISTRY)
 WORKER_RETRIES = Counter(
     "pericarp_worker_retries", "Requests scored again after a worker died.", registry=REGISTRY

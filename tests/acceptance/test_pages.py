@@ -31,6 +31,7 @@ def test_health_and_readiness_need_no_key(service: Service) -> None:
     assert ready.json() == {
         "status": "ready",
         "checks": {"worker": True, "screening": True, "database": True},
+        "weights": "sealed",
     }
 
 

@@ -25,10 +25,14 @@ from tenants.database import Database, migrate
 from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.keys import Keys
+from tenants.lifecycle import Lifecycle
 from tenants.policy import Policy
+from tenants.presence import Presences
 from tenants.provisioning import Urls, provision
 from tenants.quotas import Quotas
+from tenants.repeats import Repeats
 from tenants.sessions import Sessions
+from tests.integration.served import Served, serve
 
 TEMPLATE = "pericarp"
 _numbers = itertools.count(1)
@@ -153,6 +157,28 @@ def quotas(database: Database) -> Quotas:
 @pytest.fixture
 def sessions(database: Database) -> Sessions:
     return Sessions(database)
+
+
+@pytest.fixture
+def lifecycle(database: Database) -> Lifecycle:
+    return Lifecycle(database)
+
+
+@pytest.fixture
+def presences(database: Database) -> Presences:
+    return Presences(database)
+
+
+@pytest.fixture
+def repeats(database: Database, installation_secrets: Secrets) -> Repeats:
+    return Repeats(database, master_key=installation_secrets.master_key)
+
+
+@pytest.fixture(scope="module")
+def service(app_url: str, installation_secrets: Secrets) -> Iterator[Served]:
+    """The whole service, over real HTTP, with a puppet for a model, on this module's database."""
+    with serve(app_url, installation_secrets.pepper, installation_secrets.master_key) as served:
+        yield served
 
 
 MakeCaller = Callable[..., Awaitable[Caller]]

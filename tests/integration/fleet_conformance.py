@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from models import Item, Job, JobTooLong, ModelFailed, Pixels
-from service.errors import BadRequest, DeadlineExceeded, DocumentTooLong, Overloaded
+from service.errors import BadRequest, Contained, DeadlineExceeded, DocumentTooLong, Overloaded
 from service.fleet.router import Fleet, Party
 
 ACME, BETA = "5f0c1a2b-acme", "9e8d7c6b-beta"
@@ -73,6 +73,20 @@ class FleetConformance:
         together = [fleet.score(ACME, job("meet 2"), deadline_s=20) for _ in range(2)]
         first, second = await asyncio.gather(*together)
         assert first.worker == second.worker
+
+    async def test_an_expelled_tenants_worker_is_killed_and_its_jobs_fail(self, fleet: Fleet) -> None:
+        await fleet.score(ACME, job(), deadline_s=20)
+        other = (await fleet.score(BETA, job(), deadline_s=20)).worker
+        (before,) = (state for state in fleet.workers() if state.tenant == ACME)
+        tasks = [asyncio.create_task(fleet.score(ACME, job("sleep 30"), deadline_s=60)) for _ in range(4)]
+        await until(lambda: fleet.waiting == 2)
+        await fleet.expel(ACME)
+        await fleet.expel("nobody")
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(outcome, Contained)
+        await until(lambda: before.pid not in {state.pid for state in fleet.workers()})
+        assert (await fleet.score(ACME, job(), deadline_s=20)).worker != before.pid
+        assert (await fleet.score(BETA, job(), deadline_s=20)).worker == other
 
     async def test_a_full_line_refuses_at_once_and_says_when_to_come_back(self, fleet: Fleet) -> None:
         await fleet.score(ACME, job("sleep 1.1"), deadline_s=20)

@@ -16,6 +16,7 @@ from models import DEMO, Item, Job, Pixels
 from service.errors import Overloaded
 from service.fleet.local import LocalFleet
 from service.fleet.router import Party
+from service.fleet.starts import KEPT_BYTES
 from tests.integration.fleet_conformance import ACME, BETA, POOL, FleetConformance, job, until
 
 FAKE = "tests.integration.fake_worker"
@@ -141,9 +142,9 @@ async def test_a_worker_s_environment_holds_what_is_listed_and_nothing_else(
             *("PATH", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME", "HF_HOME", "HF_HUB_CACHE"),
             *("XDG_CACHE_HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
             *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"),
-            *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
+            *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
         }
-        assert "HF_HOME=/nowhere" in environ
+        assert {"HF_HOME=/nowhere", f"MALLOC_TRIM_THRESHOLD_={KEPT_BYTES}"} <= set(environ)
         assert len(os.listdir(f"/proc/{worker}/fd")) == 4  # stdin, stdout, stderr, its socket
         assert Path(f"/proc/{worker}/comm").read_text().strip() == f"prc-w-{ACME[:8]}"
         command = Path(f"/proc/{worker}/cmdline").read_text()

@@ -22,7 +22,9 @@ from tenants.directory import Directory
 from tenants.errors import KeyNotFound, QuotaExceeded, SessionNotFound
 from tenants.keys import Key
 from tenants.policy import Policy
+from tenants.presence import Presence, Presences
 from tenants.quotas import Hold, Quotas
+from tenants.repeats import Kept, Repeats
 from tenants.sessions import Session, Sessions, make_session_id
 from tenants.tables import metadata
 from tests.integration.conftest import MakeCaller
@@ -54,6 +56,8 @@ async def residents(
     audit: Audit,
     sessions: Sessions,
     denials: Denials,
+    presences: Presences,
+    repeats: Repeats,
     make_caller: MakeCaller,
 ) -> AsyncIterator[tuple[Resident, Resident]]:
     async def settle_in() -> Resident:
@@ -64,9 +68,11 @@ async def residents(
         opening = replace(entry_for(caller, str(uuid.uuid4())), session=session_id)
         session, receipt = await sessions.open(caller, session_id, opening)
         hold = await quotas.hold(caller, str(uuid.uuid4()), images=1)
-        await denials.deny(caller.tenant, "jwt:test", str(uuid.uuid4()))
         with pytest.raises(QuotaExceeded):
             await quotas.hold(caller, str(uuid.uuid4()), images=0)
+        await denials.deny(caller.tenant, "jwt:test", str(uuid.uuid4()))
+        await presences.report(uuid.uuid4(), [Presence(str(caller.tenant), 1, 0, 0, 0.0)])
+        await repeats.keep(caller.tenant, caller.key_id, "once", bytes(32), Kept(b"{}", None))
         return Resident(caller, key, hold, receipt, session)
 
     first, second = await settle_in(), await settle_in()
@@ -164,7 +170,19 @@ async def test_nothing_is_written_for_another_tenant(
 
 @pytest.mark.parametrize(
     "table",
-    ["key", "key_secret", "policy", "tenant", "quota", "slot", "usage", "session", "denied_token"],
+    [
+        "key",
+        "key_secret",
+        "policy",
+        "tenant",
+        "quota",
+        "slot",
+        "usage",
+        "session",
+        "denied_token",
+        "repeat",
+        "worker",
+    ],
 )
 async def test_no_row_moves_to_another_tenant(
     database: Database, residents: tuple[Resident, Resident], table: str
@@ -216,7 +234,7 @@ async def test_what_fails_is_rolled_back(database: Database, make_caller: MakeCa
         ]
 
 
-def test_tenant_ids_are_minted_in_three_places() -> None:
+def test_tenant_ids_are_minted_in_four_places() -> None:
     """Whoever holds a TenantId got it from a proof, a key or the directory; the type is the first wall."""
     minted = {
         path.relative_to(ROOT).as_posix()
@@ -225,7 +243,7 @@ def test_tenant_ids_are_minted_in_three_places() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "TenantId"
     }
-    assert minted == {"tenants/access.py", "tenants/directory.py", "tenants/keys.py"}
+    assert minted == {"tenants/access.py", "tenants/directory.py", "tenants/lifecycle.py", "tenants/keys.py"}
 
 
 def test_only_the_database_module_commits() -> None:

@@ -196,7 +196,7 @@ async def test_a_keys_limits_are_never_set_above_the_tenants(
     directory: Directory, keys: Keys, access: Access
 ) -> None:
     tenant = await directory.create_tenant("limits", Policy(requests_per_minute=100))
-    with pytest.raises(InvalidKeyLimits, match="requests_per_minute is 101"):
+    with pytest.raises(InvalidKeyLimits, match="requests_per_minute: is 101"):
         await keys.create(tenant.id, Role.SEARCH, limits=KeyLimits(requests_per_minute=101))
     key, token = await keys.create(tenant.id, Role.SEARCH)
     assert (await access.authenticate(token)).key_limits == KeyLimits()

@@ -215,6 +215,31 @@ async def test_a_child_retires_after_its_share_of_images(monkeypatch: pytest.Mon
         await screen.close()
 
 
+async def test_small_images_use_the_memory_of_those_before() -> None:
+    """Pages that a child gives back are cleared before it gets them again: that costs as much as decoding."""
+    screen = Screen(limits=LIMITS, children=1, timeout_s=10.0)
+    await screen.start()
+    try:
+        (child,) = children(screen)
+
+        def faults() -> int:
+            # proc(5): what follows the name in parentheses begins with field 3, minflt is field 10.
+            return int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+        whole = images.photo(300, 300)
+        photos = [
+            images.encode(whole.crop((each, each, each + 224, each + 224)), "JPEG") for each in range(60)
+        ]
+        await screen.clean(photos[:20])
+        before = faults()
+        await screen.clean(photos[20:])
+        assert (
+            faults() - before < 40 * 20
+        )  # an image of these is 37 pages, and its decoding takes three times as many
+    finally:
+        await screen.close()
+
+
 async def test_a_caller_who_leaves_keeps_no_slot(screen: Screen) -> None:
     leaving = [asyncio.create_task(screen.clean([SLOW, JPEG, PNG])) for _ in range(6)]
     await asyncio.sleep(0.05)

@@ -16,9 +16,12 @@ from pydantic_core import PydanticUndefined
 
 from service.__main__ import app
 from service.api import schemas
+from service.api.admin import shapes
 from service.api.door import OPEN_PATHS
 from service.api.usage import KeySpans, LimitState, UsageAnswer, Used
+from service.app import create_app
 from service.errors import TABLE, describe
+from service.installation import Installation
 from service.screening import REASONS
 from service.settings import Settings
 from service.watch import metrics
@@ -31,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
 API = (ROOT / "docs" / "api.md").read_text()
+ADMINISTRATION = (ROOT / "docs" / "administration.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 SESSIONS = ("/v1/sessions", "/v1/sessions/{session_id}")
 TYPERS_OWN = {"--help", "--install-completion", "--show-completion"}
@@ -93,6 +97,35 @@ def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> 
 )
 def test_every_path_stands_in_the_api_page(path: str) -> None:
     assert re.search(rf"`(GET|POST|DELETE) {path}`", API)
+
+
+def test_every_path_of_an_administrator_stands_in_its_page() -> None:
+    app = create_app(Settings(), Installation("postgresql://nobody@/nothing", None, bytes(32), bytes(32)))
+    paths = {path: methods for path, methods in app.openapi()["paths"].items() if path.startswith("/admin/")}
+    assert len(paths) >= 20
+    missing = [
+        f"{method.upper()} {path}"
+        for path, methods in paths.items()
+        for method in methods
+        if f"`{method.upper()} {path}`" not in ADMINISTRATION
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        shapes.TenantAnswer,
+        shapes.PolicyAnswer,
+        shapes.CeilingAnswer,
+        shapes.IssuedKey,
+        shapes.UsageDay,
+        shapes.WorkerAnswer,
+        shapes.Page,
+    ],
+)
+def test_every_field_of_an_administrators_answer_stands_in_its_page(shape: type[BaseModel]) -> None:
+    assert [name for name in shape.model_fields if not re.search(rf"\b{name}\b", ADMINISTRATION)] == []
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_every_fault_is_named_at_once() -> None:
     message = str(caught.value)
     assert "requests_per_minute" in message
     assert "concurrent_requests" in message
-    assert "image_burst needs images_per_minute" in message
+    assert "image_burst: needs images_per_minute" in message
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_a_limit_above_the_tenants_is_refused_with_both_numbers() -> None:
     with pytest.raises(InvalidKeyLimits) as caught:
         KeyLimits(requests_per_minute=101, concurrent_requests=6).refuse_above(policy)
     assert str(caught.value) == (
-        "requests_per_minute is 101, the tenant's is 100; concurrent_requests is 6, the tenant's is 5"
+        "requests_per_minute: is 101, the tenant's is 100; concurrent_requests: is 6, the tenant's is 5"
     )
 
 
 def test_a_burst_is_measured_by_the_tenants_burst_or_its_rate() -> None:
     limits = KeyLimits(requests_per_minute=10, request_burst=50)
     limits.refuse_above(Policy(requests_per_minute=100))
-    with pytest.raises(InvalidKeyLimits, match="request_burst is 50"):
+    with pytest.raises(InvalidKeyLimits, match="request_burst: is 50"):
         limits.refuse_above(Policy(requests_per_minute=100, request_burst=49))

@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import ModelFailed, weights
-from models.loading import load_model, native_dtype
+from models.loading import load_model
 from models.sealing import SealedWeights
 from models.stock import Qwen2_5_VLForConditionalGeneration
+from models.tensors import native_dtype
 from tests.tiny_qwen import make_config, make_tokenizer, save_checkpoint
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import Pixels
+from models import ModelFailed, Pixels
 from models.images import ImagePreparer, Patches
 from models.stock import Qwen2_5_VLForConditionalGeneration
 from models.tower import Tower
@@ -51,9 +51,13 @@ def preparer(tmp_path_factory: pytest.TempPathFactory) -> ImagePreparer:
     return ImagePreparer(directory, patch=14, merge=2, temporal_patch=2)
 
 
-def make_tiny() -> Qwen2_5_VLForConditionalGeneration:
+def make_tiny(**vision: Any) -> Qwen2_5_VLForConditionalGeneration:
     torch.manual_seed(0)
-    model: Any = Qwen2_5_VLForConditionalGeneration(make_config(make_tokenizer()))
+    config: Any = make_config(make_tokenizer())
+    for name, value in vision.items():
+        assert hasattr(config.vision_config, name)
+        setattr(config.vision_config, name, value)
+    model: Any = Qwen2_5_VLForConditionalGeneration(config)
     tiny: Qwen2_5_VLForConditionalGeneration = model.eval().requires_grad_(False)
     return tiny
 
@@ -189,3 +193,8 @@ def test_bf16_features_are_closer_to_fp32_than_the_stock_towers(
         for each in (stock_features(small, images), Tower(small, preparer.colours).see(images))
     )
     assert ours < 0.9 * stock < 0.01
+
+
+def test_a_tower_of_another_activation_is_refused(preparer: ImagePreparer) -> None:
+    with pytest.raises(ModelFailed, match="activation"):
+        Tower(make_tiny(hidden_act="gelu"), preparer.colours)

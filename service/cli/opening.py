@@ -1,0 +1,51 @@
+"""Open the installation for one command, its schema up to date, and work at the desk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+from service.deeds import OPERATOR, Actor
+from service.desk import Desk, build_desk
+from service.installation import Installation, bring_up_to_date, opened
+from service.settings import Settings
+from tenants.database import Database
+
+Result = TypeVar("Result")
+
+
+@contextmanager
+def installation() -> Iterator[tuple[Settings, Installation]]:
+    """The installation that the settings name."""
+    settings = Settings()
+    with opened(settings) as found:
+        yield settings, found
+
+
+def at_desk(work: Callable[[Desk], Awaitable[Result]]) -> Result:
+    """The result of `work` in the installation that the settings name."""
+
+    async def run(found: Installation) -> Result:
+        async with _database(found) as database:
+            return await work(build_desk(database, found))
+
+    with installation() as (_settings, found):
+        bring_up_to_date(found)
+        return asyncio.run(run(found))
+
+
+def operator() -> Actor:
+    """Whoever runs this command."""
+    return Actor(OPERATOR)
+
+
+@asynccontextmanager
+async def _database(found: Installation) -> AsyncIterator[Database]:
+    database = Database(found.app_url, pool_size=1, call_pool_size=1)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()

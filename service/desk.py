@@ -1,0 +1,73 @@
+"""Everything that administration is done with, built once over one database: for the API and for the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.administration import Administration
+from service.containment import Switch
+from service.deeds import Deeds
+from service.present_use import PresentUse
+from tenants.audit import Audit
+from tenants.directory import Directory
+from tenants.lifecycle import Lifecycle
+from tenants.presence import Presences
+from tenants.quotas import Quotas
+from tenants.repeats import Repeats
+from tenants.sessions import Sessions
+
+if TYPE_CHECKING:
+    from service.installation import Installation
+    from tenants.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What an administrator works with."""
+
+    database: Database
+    directory: Directory
+    lifecycle: Lifecycle
+    sessions: Sessions
+    quotas: Quotas
+    audit: Audit
+    presences: Presences
+    repeats: Repeats
+    deeds: Deeds
+    use: PresentUse
+    administration: Administration
+    switch: Switch
+
+
+def build_desk(database: Database, installation: Installation) -> Desk:
+    """A desk over an open database, or one that will be open before it is used."""
+    directory = Directory(database, pepper=installation.pepper, master_key=installation.master_key)
+    lifecycle = Lifecycle(database)
+    sessions = Sessions(database)
+    quotas = Quotas(database)
+    audit = Audit(database, master_key=installation.master_key)
+    presences = Presences(database)
+    deeds = Deeds(database, audit)
+    use = PresentUse(database=database, quotas=quotas, sessions=sessions)
+    return Desk(
+        database=database,
+        directory=directory,
+        lifecycle=lifecycle,
+        sessions=sessions,
+        quotas=quotas,
+        audit=audit,
+        presences=presences,
+        repeats=Repeats(database, master_key=installation.master_key),
+        deeds=deeds,
+        use=use,
+        administration=Administration(
+            deeds=deeds,
+            directory=directory,
+            lifecycle=lifecycle,
+            keys=directory.keys,
+            sessions=sessions,
+            use=use,
+        ),
+        switch=Switch(deeds=deeds, lifecycle=lifecycle, presences=presences),
+    )

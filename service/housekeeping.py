@@ -1,0 +1,50 @@
+"""What a gateway does by itself for as long as it lives; an outage or a bug in one turn must not be the end of all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from service.watch.logs import get_logger, where_it_broke
+from tenants.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from service.administration import Administration
+    from tenants.directory import Tenant
+    from tenants.repeats import Repeats
+
+ENFORCE_EVERY_S = 1.0
+"""Half of the two seconds within which what is contained stops everywhere."""
+REPORT_EVERY_S = 5.0
+TIDY_EVERY_S = 60.0
+"""How long a tenant whose grace is over may wait for its purge, and an answer that is kept no longer."""
+
+log = get_logger(__name__)
+
+
+async def repeat(every_s: float, work: Callable[[], Awaitable[object]]) -> None:
+    """Do `work` every so many seconds. What an outage of the database kept from it, the next turn does."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await work()
+        except DatabaseUnavailable:
+            continue
+        except Exception as exc:  # noqa: BLE001 - a bug in one turn must not be the end of all turns
+            log.error(
+                "housekeeping failed",
+                action="sweep_failed",
+                error=type(exc).__name__,
+                where=where_it_broke(exc),
+            )
+
+
+async def tidy(administration: Administration, repeats: Repeats) -> None:
+    """Purge tenants whose grace is over, and forget answers that are kept no longer."""
+
+    def tell(tenant: Tenant, removed: dict[str, int]) -> None:
+        log.info("purged a tenant", action="tenant_purged", tenant=str(tenant.id), rows=sum(removed.values()))
+
+    await administration.purge_due(tell)
+    await repeats.forget()

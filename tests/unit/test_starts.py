@@ -1,0 +1,59 @@
+"""What a worker is started with: a user of its own, and the weights that it may share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from service.fleet.messages import OWNING
+from service.fleet.starts import Starts, worker_launch
+
+
+@pytest.fixture
+def starts() -> Iterator[Starts]:
+    launch = worker_launch(
+        worker="a.worker",
+        model="m",
+        device="cuda",
+        dtype="auto",
+        threads=1,
+        offline=True,
+        start_s=1.0,
+        silence_s=1.0,
+        told=print,
+    )
+    made = Starts(launch, first_uid=None)
+    made.share()
+    yield made
+    made.unshare()
+
+
+def given(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """What a launch has beyond that of every worker."""
+    return argv[argv.index("--threads") + 2 :]
+
+
+def test_a_worker_shares_what_is_offered_or_else_sealed_weights_or_has_its_own(starts: Starts) -> None:
+    offered, sealed, own = starts.begin(offer=7), starts.begin(), starts.begin(share=False)
+    assert (given(offered.argv), offered.shared) == (("--offer", "7"), 7)
+    assert sealed.shared is not None and given(sealed.argv) == ("--shared", str(sealed.shared))
+    assert (given(own.argv), own.shared) == (("--own-weights",), None)
+    assert starts.begin(share=False, offer=7).shared is None
+
+
+def test_an_owner_is_started_like_a_worker_but_for_its_module(starts: Starts) -> None:
+    worker, owner = starts.begin(offer=7), starts.begin_owner("an.owner", 7, OWNING)
+    assert owner.argv == tuple("an.owner" if each == "a.worker" else each for each in worker.argv)
+    assert (owner.vocabulary, owner.environ, owner.shared) == (OWNING, worker.environ, 7)
+
+
+def test_failed_owners_and_workers_put_off_the_next_start_alike(starts: Starts) -> None:
+    assert starts.due(1e9, 1) == 1
+    starts.failed_owner("no room")
+    assert starts.reason == "the weights cannot be lent: no room"
+    assert starts.due(0.0, 1) == 0
+    starts.begin()
+    starts.failed("no luck")
+    assert starts.hopeless
+    assert starts.reason == "a worker cannot be started: no luck"
