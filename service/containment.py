@@ -1,6 +1,6 @@
 """The switch for an incident: what a contained tenant or key runs is stopped, at every gateway within two seconds.
 
-Whoever contains says so in the database, and every gateway looks there once a second for what it must not run: of
+Whoever contains says so in the database, and every gateway looks there twice a second for what it must not run: of
 contained and deleted tenants, and of contained keys. It first writes what ran, since when, in how many workers, as
 an entry of that tenant; then it breaks the requests off, and kills the tenant's workers with all that they keep.
 """

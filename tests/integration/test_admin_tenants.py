@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,7 @@ from tests.integration.administrators import (
     problem,
     without_ids,
 )
+from tests.integration.conftest import run_as_superuser
 from tests.integration.served import Served, until
 
 TENANTS = "/admin/v1/tenants"
@@ -185,6 +187,27 @@ def test_two_callers_may_use_one_idempotency_key(
         assert made.status_code == 201
         ids.add(made.json()["id"])
     assert len(ids) == 2
+
+
+def test_a_change_whose_entry_cannot_be_written_does_not_stand(
+    service: Served, platform: httpx.Client, house: House, superuser_url: str
+) -> None:
+    change = "{} insert on pericarp.audit_inbox {} pericarp_app"
+    asyncio.run(run_as_superuser(superuser_url, change.format("revoke", "from")))
+    try:
+        for method, path, body in (
+            ("POST", f"{house.path}/suspend", {}),
+            ("POST", f"{house.path}/contain", {}),
+            ("POST", TENANTS, {"name": "unwritten"}),
+            ("POST", f"{house.path}/keys", {}),
+            ("DELETE", house.path, None),
+        ):
+            assert platform.request(method, path, json=body).status_code == 500, path
+    finally:
+        asyncio.run(run_as_superuser(superuser_url, change.format("grant", "to")))
+    assert platform.get(house.path).json()["state"] == "active"
+    assert platform.get(TENANTS, params={"name": "unwritten"}).json()["data"] == []
+    assert len(platform.get(f"{house.path}/keys").json()["data"]) == 2
 
 
 def test_a_tenants_administrator_sees_its_own_tenant_alone(

@@ -126,14 +126,15 @@ class Entrance:
                 field="Idempotency-Key",
             )
         caller = _caller(request)
+        who = f"{caller.key_id}/{caller.subject}"  # of one issuer's tokens, each subject has names of its own
         digest = hashlib.sha256(
             b"\0".join((request.method.encode(), request.url.path.encode(), request.url.query.encode(), body))
         ).digest()
         async with self._database.together():
-            kept = await self._repeats.find(caller.tenant, caller.key_id, name, digest)
+            kept = await self._repeats.find(caller.tenant, who, name, digest)
             if kept is None:
                 told = await act(body, actor)
-                await self._repeats.keep(caller.tenant, caller.key_id, name, digest, _keep(told, actor))
+                await self._repeats.keep(caller.tenant, who, name, digest, _keep(told, actor))
         if kept is None:
             return respond(request, told, actor), True
         actor.receipt = str(kept.receipt) if kept.receipt is not None else None
@@ -177,6 +178,8 @@ def respond(
         headers["Cache-Control"] = "private, no-cache"
         if headers["ETag"] in tags(request.headers.get("if-none-match", "")):
             return Response(status_code=304, headers=headers)
+    else:
+        headers["Cache-Control"] = "no-store"  # it may hold a new key's text
     media_type = "application/json" if body else None
     return Response(body, told.status, headers, media_type=media_type)
 

@@ -12,6 +12,7 @@ from service.api.admin.described import refusals
 from service.api.admin.entrance import Told, page, read_cursor, respond, sortable, write_cursor
 from service.api.admin.shapes import SessionPage, UsagePage, WorkerPage
 from service.api.complaints import refuse
+from service.errors import BadRequest
 from tenants.access import Role, Scope
 from tenants.errors import Fault
 
@@ -72,9 +73,10 @@ def build_live_router(
                 (Fault("since", f"must be at most {LONGEST_DAYS} days before until, and not after it"),)
             )
         policy = (await policies.current(tenant.id)).policy
+        last = until if position is None else min(until, _day(position[0]))
         listed = [
             each
-            for each in await use.by_day(tenant, policy, since=since, until=until, key_id=key_id)
+            for each in await use.by_day(tenant, policy, since=since, until=last, key_id=key_id)
             if position is None or _is_behind(each.day.isoformat(), each.key_id, position)
         ]
         told = page(
@@ -151,6 +153,15 @@ def build_live_router(
         return respond(request, Told(told))
 
     return router
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise BadRequest(
+            "cursor is not one that this listing gave; begin without one.", field="cursor"
+        ) from None
 
 
 def _is_behind(first: str, second: str, position: tuple[str, ...]) -> bool:
