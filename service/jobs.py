@@ -13,7 +13,7 @@ from service.errors import DocumentTooLong
 if TYPE_CHECKING:
     from models import Pixels
     from service.asks import Ask, RawItem
-    from service.fleet.router import Fleet, Scored
+    from service.fleet.router import Fleet, Party, Scored
 
 JOBS_AT_ONCE = 4
 """Of one request, so many jobs may be in line or at the worker: no request fills its tenant's queue."""
@@ -53,7 +53,13 @@ def shares(ask: Ask, pixels: Mapping[str, Pixels]) -> tuple[Share, ...]:
 
 
 async def score_ask(
-    fleet: Fleet, tenant: str, ask: Ask, pixels: Mapping[str, Pixels], *, left_s: Callable[[], float]
+    fleet: Fleet,
+    tenant: str,
+    ask: Ask,
+    pixels: Mapping[str, Pixels],
+    *,
+    party: Party,
+    left_s: Callable[[], float],
 ) -> Scored:
     """All scores, in the order of the ask's documents. Raises what `Fleet.score` raises, for the first that fails.
 
@@ -66,7 +72,9 @@ async def score_ask(
     async def score(part: Share) -> Scored:
         async with room:
             try:
-                return await fleet.score(tenant, part.job, deadline_s=left_s(), session=ask.session)
+                return await fleet.score(
+                    tenant, part.job, deadline_s=left_s(), session=ask.session, party=party
+                )
             except DocumentTooLong as exc:
                 index = part.documents[exc.index]
                 where = ask.documents[index].where

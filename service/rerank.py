@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from models import ModelFailed, Scores
 from service.errors import ImageRejected, describe
+from service.fleet.router import Party
 from service.jobs import score_ask
 from service.watch import metrics
 
@@ -87,8 +88,11 @@ class Rerank:
                 with exchange.stage("clean"):
                     pixels = await self._clean(ask)
                 with exchange.stage("score"):
+                    party = Party.of(str(caller.tenant), caller.policy)
                     left_s = partial(self._left_s, exchange)
-                    scored = await score_ask(self.fleet, str(caller.tenant), ask, pixels, left_s=left_s)
+                    scored = await score_ask(
+                        self.fleet, str(caller.tenant), ask, pixels, party=party, left_s=left_s
+                    )
             ranking = rank(scored.scores, ask.top_n, ranked=ask.ranked)
         except BaseException as exc:
             # Shielded: however this ends, no slot stays held and no decision is without its entry.
