@@ -35,6 +35,7 @@ from service.containment import Enforcement
 from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
+from service.fleet.router import Party
 from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, repeat, tidy
 from service.ledger import Ledger
 from service.refusals import Refusals
@@ -71,10 +72,10 @@ def create_app(
     settings: Settings,
     installation: Installation,
     *,
-    keep_warm: tuple[str, ...] = (),
+    keep_warm: tuple[Party, ...] = (),
     fleet: Fleet | None = None,
 ) -> FastAPI:
-    """The whole service as one ASGI application. `keep_warm` are tenants whose workers never retire.
+    """The whole service as one ASGI application. `keep_warm` are parties whose workers never retire.
 
     Tests may replace the fleet; nothing else is ever replaced.
     """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from models import Item, Job, ModelFailed, Scores
 from service.errors import ImageRejected, describe
+from service.fleet.router import Party
 from service.watch import metrics
 
 if TYPE_CHECKING:
@@ -82,7 +83,11 @@ class Rerank:
                     job = await self._clean(ask)
                 with exchange.stage("score"):
                     scored = await self.fleet.score(
-                        str(caller.tenant), job, deadline_s=self._left_s(exchange), session=ask.session
+                        str(caller.tenant),
+                        job,
+                        deadline_s=self._left_s(exchange),
+                        session=ask.session,
+                        party=Party.of(str(caller.tenant), caller.policy),
                     )
             ranking = rank(scored.scores, ask.top_n)
         except BaseException as exc:

@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from service.app import create_app
+from service.fleet.router import Party
 from service.processes.sandbox import PR_SET_DUMPABLE, prctl
 from service.watch.logs import configure, get_logger
 from tenants.access import Access, Role
@@ -45,7 +46,7 @@ def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
     key, keep_warm = asyncio.run(_look_up(settings, installation, demo=demo))
     if len(keep_warm) > settings.max_workers:
         sys.exit(
-            f"{len(keep_warm)} tenants are to be kept warm, but PERICARP_MAX_WORKERS is {settings.max_workers}."
+            f"{len(keep_warm)} workers are to be kept warm, but PERICARP_MAX_WORKERS is {settings.max_workers}."
         )
     app = create_app(settings, installation, keep_warm=keep_warm)
     server = uvicorn.Server(
@@ -114,8 +115,8 @@ def _example(url: str, key: str) -> str:
 
 async def _look_up(
     settings: Settings, installation: Installation, *, demo: bool
-) -> tuple[str | None, tuple[str, ...]]:
-    """The demo's key where one is wanted, and the tenants whose policy says that their worker is kept warm."""
+) -> tuple[str | None, tuple[Party, ...]]:
+    """The demo's key where one is wanted, and the parties whose worker is to be kept warm by a tenant's policy."""
     database = Database(installation.app_url, pool_size=1, call_pool_size=1)
     await database.open()
     try:
@@ -123,8 +124,9 @@ async def _look_up(
         access = Access(database, pepper=installation.pepper)
         key = await _demo_key(settings.home / "secrets" / "demo-key", directory, access) if demo else None
         tenants = [tenant.id for tenant in await directory.list_tenants(state="active")]
-        warm = [str(tenant) for tenant in tenants if (await directory.find_policy(tenant)).keep_warm]
-        return key, tuple(warm)
+        policies = {str(tenant): await directory.find_policy(tenant) for tenant in tenants}
+        warm = [Party.of(tenant, policy) for tenant, policy in policies.items() if policy.keep_warm]
+        return key, tuple(dict.fromkeys(warm))  # tenants of one group keep one worker
     finally:
         await database.close()
 
