@@ -127,7 +127,7 @@ async def _look_up(
         directory = Directory(database, pepper=installation.pepper, master_key=installation.master_key)
         access = Access(database, pepper=installation.pepper)
         key = await _demo_key(settings.home / "secrets" / "demo-key", directory, access) if demo else None
-        tenants = [tenant.id for tenant in await directory.list_tenants() if tenant.suspended_at is None]
+        tenants = [tenant.id for tenant in await directory.list_tenants(state="active")]
         policies = {str(tenant): await directory.find_policy(tenant) for tenant in tenants}
         warm = [Party.of(tenant, policy) for tenant, policy in policies.items() if policy.keep_warm]
         return key, tuple(dict.fromkeys(warm))  # tenants of one group keep one worker

@@ -114,6 +114,15 @@ def test_every_path_of_an_administrator_stands_in_its_page() -> None:
     assert missing == []
 
 
+def test_every_operation_of_an_administrator_stands_in_its_page() -> None:
+    told = "".join(
+        (ROOT / "service" / f"{name}.py").read_text() for name in ("administration", "containment")
+    )
+    operations = set(re.findall(r'\b(?:deed|entry|tell)\(\s*[\w.()| ]+,\s*"(\w+)"', told))
+    assert len(operations) >= 19
+    assert [name for name in operations if f"`admin.{name}`" not in ADMINISTRATION] == []
+
+
 @pytest.mark.parametrize(
     "shape",
     [
