@@ -31,8 +31,9 @@ def load_weightless(options: argparse.Namespace) -> Reranker:
         dtype: torch.dtype,
         *,
         shared: SealedWeights | BorrowedWeights | None = None,
+        own: bool = False,
     ) -> Qwen2_5_VLForConditionalGeneration:
-        model = load_model(checkpoint, device, dtype, shared=shared)
+        model = load_model(checkpoint, device, dtype, shared=shared, own=own)
         for parameter in model.parameters():
             parameter.data = zeros(parameter)
         return model
@@ -44,6 +45,7 @@ def load_weightless(options: argparse.Namespace) -> Reranker:
         dtype=options.dtype,
         threads=options.threads,
         shared=options.shared,
+        own_weights=options.own_weights,
     )
 
 

@@ -174,6 +174,7 @@ class Reranker(Protocol):
         job: Job,
         done: Done,
         *,
+        tenant: str = "",
         session: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
@@ -181,7 +182,8 @@ class Reranker(Protocol):
 
         `ticket` is the caller's number for it. `deadline_s` is on the clock of `time.monotonic`: a job that is
         not finished then fails with `JobExpired`, and what is left of it is not computed. What the job computes
-        is kept under `session`, and what was kept there is used, until `end_session`.
+        is kept under `session`, and what was kept there is used, until `end_session`. What is kept of one `tenant`'s
+        work, in a session or not, is never found by another's.
         """
         ...
 
@@ -189,8 +191,12 @@ class Reranker(Protocol):
         """Drop what is left of a job; `done` is not called any more. Nothing happens where it has ended."""
         ...
 
-    def end_session(self, session: str) -> None:
+    def end_session(self, session: str, *, tenant: str = "") -> None:
         """Overwrite and free all that was kept under `session`, at once or when its running jobs have ended."""
+        ...
+
+    def forget(self, tenant: str) -> None:
+        """Overwrite and free all that was kept of the tenant's work, at once or when its running jobs have ended."""
         ...
 
 
@@ -206,14 +212,23 @@ def load(
     threads: int | None = None,
     shared: int | None = None,
     offer: int | None = None,
+    own_weights: bool = False,
 ) -> Reranker:
     """Load a Qwen2.5-VL checkpoint: `pericarp-demo`, a directory, or a hub name.
 
     `dtype="auto"` is bf16 on a GPU and on a CPU that need not emulate it, else fp32. `shared` is the descriptor of a
     memory that holds one copy of the weights for several processes on a CPU (`models.sealing`), `offer` of one that
     tells of a copy on a GPU (`models.lending`); a worker that cannot borrow it has a copy of its own, and its card says
-    why. Raises `ModelNotFound` or `ModelFailed`.
+    why. With `own_weights` they are copied into this process's own memory. Raises `ModelNotFound` or `ModelFailed`.
     """
     from models.qwen import QwenReranker  # torch is imported here and nowhere above
 
-    return QwenReranker.load(name, device=device, dtype=dtype, threads=threads, shared=shared, offer=offer)
+    return QwenReranker.load(
+        name,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        shared=shared,
+        offer=offer,
+        own_weights=own_weights,
+    )

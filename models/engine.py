@@ -5,9 +5,11 @@ a pack, for on a CPU two threads inside one small product gain little over one. 
 
 1. of a job that has waited for `AGE_LIMIT_S`, the oldest first: nothing starves;
 2. else of the job with the least work left: a small request never waits for all of a large one;
-3. a pack with room to spare takes in candidates of further jobs, in the same order, whatever their prefixes.
+3. a pack with room to spare takes in candidates of the tenant's further jobs, in the same order, whatever their
+   prefixes.
 
-All jobs of an engine belong to one tenant. State changes under one lock, which is never held while a tensor is
+Where jobs belong to several tenants, no pack holds two tenants' candidates, and nothing that is kept of one tenant's
+work is found by another's (`memory.Store`). State changes under one lock, which is never held while a tensor is
 computed or a caller's `done` runs.
 """
 
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from models import Done, Job, JobExpired, Pixels, Scores
-from models.memory import FeatureCache, Hasher, Pins, PrefixMemory
+from models.memory import FeatureCache, Hasher, Pins, PrefixMemory, Store
 from models.packing import Grid, Pack, Share, pack
 from models.prompt import Sheet
 from models.run import Run, Script
@@ -60,7 +62,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`cache_bytes` bounds the features kept without a session, `session_bytes` all that one session keeps."""
+    """`cache_bytes` bounds a tenant's features kept without a session, `session_bytes` all that one session keeps."""
 
     threads: int
     pack_tokens: int
@@ -78,15 +80,15 @@ class _Task:
 
 
 class Engine:
-    """See `models.Reranker`, whose `begin`, `cancel` and `end_session` these are. `done` must not raise."""
+    """See `models.Reranker`, whose `begin`, `cancel`, `end_session` and `forget` these are. `done` must not raise."""
 
-    def __init__(self, model: Model, hasher: Hasher, limits: Limits) -> None:
+    def __init__(self, model: Model, context: bytes, limits: Limits) -> None:
+        """`context` is as in `memory.Hasher`."""
         self._model = model
-        self._hasher = hasher
+        self._context = context
         self._limits = limits
-        self._cache = FeatureCache(limits.cache_bytes)
         self._runs: dict[int, Run] = {}
-        self._sessions: dict[str, Pins] = {}
+        self._stores: dict[str, Store] = {}
         self._changed = threading.Condition()
         self._idle = 0
         self._threads: list[threading.Thread] = []
@@ -97,15 +99,18 @@ class Engine:
         job: Job,
         done: Done,
         *,
+        tenant: str = "",
         session: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        run = Run(ticket, job, done, math.inf if deadline_s is None else deadline_s)
         with self._changed:
             if ticket in self._runs:
                 raise ValueError(f"ticket {ticket} is in use")
+            store = self._store(tenant)
+            run = Run(ticket, job, done, store, math.inf if deadline_s is None else deadline_s)
+            store.users += 1
             if session is not None:
-                run.pins = self._sessions.setdefault(session, Pins(self._limits.session_bytes))
+                run.pins = store.sessions.setdefault(session, Pins(self._limits.session_bytes))
                 run.pins.users += 1
             self._runs[ticket] = run
             self._start_threads()
@@ -117,10 +122,21 @@ class Engine:
                 run.ended = True
                 self._release(run)
 
-    def end_session(self, session: str) -> None:
+    def end_session(self, session: str, *, tenant: str = "") -> None:
         with self._changed:
-            if (pins := self._sessions.pop(session, None)) is not None:
+            store = self._stores.get(tenant)
+            if store is not None and (pins := store.sessions.pop(session, None)) is not None:
                 pins.end()
+
+    def forget(self, tenant: str) -> None:
+        with self._changed:
+            if (store := self._stores.pop(tenant, None)) is not None:
+                store.end()
+
+    def _store(self, tenant: str) -> Store:
+        if tenant not in self._stores:
+            self._stores[tenant] = Store(Hasher(self._context), FeatureCache(self._limits.cache_bytes))
+        return self._stores[tenant]
 
     def _start_threads(self) -> None:
         while len(self._threads) < self._limits.threads:
@@ -167,8 +183,13 @@ class Engine:
             done(outcome)
 
     def _release(self, run: Run) -> None:
-        """Let go of the session once the job has ended and no thread reads what is pinned any more."""
-        if run.ended and run.tasks == 0 and run.pins is not None:
+        """Let go of what is kept once the job has ended and no thread reads it any more."""
+        if not run.ended or run.tasks or run.released:
+            return
+        run.released = True
+        run.store.users -= 1
+        run.store.wipe_unused()
+        if run.pins is not None:
             run.pins.users -= 1
             run.pins.wipe_unused()
             run.pins = None
@@ -186,7 +207,8 @@ class Engine:
             elif numbers := run.take_images():
                 task = _Task("vision", (run,), partial(self._see, run, numbers))
             elif (share := run.take_share(self._limits.pack_tokens, first=True)) is not None:
-                shared = [(run, share), *self._join(share.tokens, order[place + 1 :], now)]
+                others = [other for other in order[place + 1 :] if other.store is run.store]
+                shared = [(run, share), *self._join(share.tokens, others, now)]
                 task = _Task("forward", tuple(run for run, _ in shared), partial(self._read, shared))
             if task is not None:
                 for each in task.runs:
@@ -226,14 +248,14 @@ class Engine:
             sheet,
             tuple(distinct[item] for item in job.candidates),
             images,
-            tuple(map(self._hasher.image, images)),
+            tuple(map(run.store.hasher.image, images)),
         )
         return [
             partial(
                 run.write,
                 script,
-                self._hasher,
-                self._cache,
+                run.store.hasher,
+                run.store.cache,
                 pack_tokens=self._limits.pack_tokens,
                 threads=self._limits.threads,
             )
@@ -241,7 +263,7 @@ class Engine:
 
     def _see(self, run: Run, numbers: Sequence[int]) -> Sequence[Callable[[], None]]:
         features = self._model.see(run.images(numbers))
-        return [partial(run.see, dict(zip(numbers, features, strict=True)), self._cache)]
+        return [partial(run.see, dict(zip(numbers, features, strict=True)), run.store.cache)]
 
     def _read(self, shared: Sequence[tuple[Run, Share]]) -> Sequence[Callable[[], None]]:
         margins = self._model.read(

@@ -2,8 +2,9 @@
 
 Where the dtype asked for is the checkpoint's own, every parameter on the CPU is a view of its file's pages, which
 all processes of the host share; where it is not, the parameters are converted copies, this process's own. A worker of
-a fleet instead maps weights that were converted once for all (`models.sealing`). Every mapping is private: whatever
-were written there would reach no other process. On a GPU a worker may borrow its parameters (`models.lending`).
+a fleet instead maps weights that were converted once for all (`models.sealing`), or has copied them all where it must
+share none. Every mapping is private: whatever were written there would reach no other process. On a GPU a worker may
+borrow its parameters (`models.lending`).
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ def load_model(
     dtype: torch.dtype,
     *,
     shared: SealedWeights | BorrowedWeights | None = None,
+    own: bool = False,
 ) -> Qwen2_5_VLForConditionalGeneration:
     """The stock model with the checkpoint's weights on `device`, in evaluation mode, without gradients.
 
     It attends by SDPA where its own forward is called. On a CPU the weights are those of a sealed
-    `shared`, which the first caller fills and seals; on a GPU it is sealed with nothing in it. Raises `ModelNotFound`
+    `shared`, which the first caller fills and seals; on a GPU it is sealed with nothing in it. With `own` they are
+    copies in this process's own memory: nothing else of them is mapped once it returns. Raises `ModelNotFound`
     where config.json is not a Qwen2.5-VL configuration, `ModelFailed` where the weights cannot be read, where one is
     missing, has another shape or belongs to no part of the model, and where `shared` holds another model's.
     """
@@ -44,7 +47,7 @@ def load_model(
     config = _read_config(checkpoint)
     lent = shared.tensors(dtype) if isinstance(shared, BorrowedWeights) else {}
     try:
-        tensors = _stand_in(lent) if lent else _open(checkpoint, device, dtype, shared)
+        tensors = _stand_in(lent) if lent else _open(checkpoint, device, dtype, shared, own=own)
         model: Any
         loaded: dict[str, Any]
         model, loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(  # type: ignore[misc]
@@ -83,10 +86,15 @@ def _open(
     device: torch.device,
     dtype: torch.dtype,
     shared: SealedWeights | BorrowedWeights | None,
+    *,
+    own: bool,
 ) -> dict[str, Tensor]:
     """The checkpoint's tensors as they are to be mapped, by the names of its files."""
     tensors = map_tensors(weights.files(checkpoint.directory))
-    if not isinstance(shared, SealedWeights):
+    if own and device.type == "cpu":
+        # One after the other, so that no more than one is held twice.
+        return {name: tensors.pop(name).to(dtype, copy=True) for name in list(tensors)}
+    if own or not isinstance(shared, SealedWeights):
         return tensors
     if device.type != "cpu":
         shared.fill({}, dtype, {})  # so that nobody else can fill it

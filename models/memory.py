@@ -1,7 +1,8 @@
-"""What a worker keeps of its tenant's work: a prefix's keys and values, images' features, what sessions pin.
+"""What a worker keeps of its tenants' work: a prefix's keys and values, images' features, what sessions pin.
 
-Every key is a keyed hash (`Hasher`) of all that decides the value, under a secret of this process alone: nobody
-can make two things collide, and nothing that leaks of a key tells what was sent.
+Every key is a keyed hash (`Hasher`) of all that decides the value, under a secret of this process and one tenant
+alone: nobody can make two things collide, nothing that leaks of a key tells what was sent, and what is kept of one
+tenant's work is never found by another's. Each tenant has a `Store` of its own, so none can crowd out another's.
 """
 
 from __future__ import annotations
@@ -95,6 +96,14 @@ class FeatureCache:
             self._kept.move_to_end(key)
         return features
 
+    @torch.inference_mode()
+    def wipe(self) -> None:
+        """Overwrite all that is kept, then let go of it."""
+        for features in self._kept.values():
+            features.zero_()
+        self._kept.clear()
+        self._size_bytes = 0
+
     def put(self, key: Key, features: Tensor) -> None:
         """Keep a copy of `features` [tokens, hidden]; a view would hold its whole batch."""
         if key in self._kept or features.nbytes > self._limit_bytes:
@@ -169,3 +178,28 @@ class Pins:
                 self.size_bytes -= self.features.popitem(last=False)[1].nbytes
         self.size_bytes += wanted_bytes
         return True
+
+
+@dataclass(slots=True)
+class Store:
+    """All that is kept of one tenant's work; `hasher` has a secret of its own."""
+
+    hasher: Hasher
+    cache: FeatureCache
+    sessions: dict[str, Pins] = field(default_factory=dict)
+    users: int = 0
+    """Jobs that still use it."""
+    ended: bool = False
+
+    def end(self) -> None:
+        """Keep nothing any more: at once, or when the last job that reads it has ended."""
+        self.ended = True
+        for pins in self.sessions.values():
+            pins.end()
+        self.sessions.clear()
+        self.wipe_unused()
+
+    def wipe_unused(self) -> None:
+        """Overwrite the cache, if it has ended and nobody reads it."""
+        if self.ended and not self.users:
+            self.cache.wipe()

@@ -31,7 +31,7 @@ from models.engine import Engine, Limits
 from models.images import ImagePreparer, Patches
 from models.language import Language
 from models.lending import BorrowedWeights, NotShareable, open_gpu
-from models.memory import Hasher, PrefixMemory
+from models.memory import PrefixMemory
 from models.packing import Grid, Pack
 from models.prompt import Prompt, Sheet
 from models.sealing import SealedWeights
@@ -84,9 +84,8 @@ class QwenReranker:
     def __init__(self, qwen: Qwen, card: ModelCard, limits: Limits) -> None:
         self.qwen = qwen
         self._card = card
-        self._engine = Engine(
-            qwen, Hasher(f"{card.digest} {card.dtype} {qwen.preparer.parameters}".encode()), limits
-        )
+        context = f"{card.digest} {card.dtype} {qwen.preparer.parameters}".encode()
+        self._engine = Engine(qwen, context, limits)
         self._tickets = itertools.count(-1, -1)
 
     @classmethod
@@ -101,14 +100,15 @@ class QwenReranker:
         pack_tokens: int | None = None,
         shared: int | None = None,
         offer: int | None = None,
+        own_weights: bool = False,
         cuda: CudaRuntime | None = None,
     ) -> QwenReranker:
         """Load `pericarp-demo`, a checkpoint directory or a hub name.
 
         `threads` (1) work on a CPU, each on a pack of its own; a GPU has one. `dtype` is "auto", "bf16" or "fp32".
-        `attention_form` defaults to the cascade on a CPU and to flex on a GPU. `shared` and `offer` are as in
-        `models.load`; `cuda` is how an offer is taken up, by default the runtime that torch has loaded. Sets torch's
-        own threads to one, for the whole process. Raises `ModelNotFound`, or `ModelFailed` where the files
+        `attention_form` defaults to the cascade on a CPU and to flex on a GPU. `shared`, `offer` and `own_weights` are
+        as in `models.load`; `cuda` is how an offer is taken up, by default the runtime that torch has loaded. Sets
+        torch's own threads to one, for the whole process. Raises `ModelNotFound`, or `ModelFailed` where the files
         do not make a whole model.
         """
         if device == "auto":
@@ -128,7 +128,9 @@ class QwenReranker:
             except (CudaError, NotShareable) as exc:
                 unlent = str(exc)
         checkpoint = weights.find(name, known={} if memory is None else memory.hashes())
-        model = loading.load_model(checkpoint, torch.device(device), DTYPES[dtype], shared=memory)
+        model = loading.load_model(
+            checkpoint, torch.device(device), DTYPES[dtype], shared=memory, own=own_weights
+        )
         text: Any = model.config.text_config
         vision: Any = model.config.vision_config
         prompt = Prompt.load(checkpoint.directory)
@@ -197,16 +199,20 @@ class QwenReranker:
         job: Job,
         done: Done,
         *,
+        tenant: str = "",
         session: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        self._engine.begin(ticket, job, done, session=session, deadline_s=deadline_s)
+        self._engine.begin(ticket, job, done, tenant=tenant, session=session, deadline_s=deadline_s)
 
     def cancel(self, ticket: int) -> None:
         self._engine.cancel(ticket)
 
-    def end_session(self, session: str) -> None:
-        self._engine.end_session(session)
+    def end_session(self, session: str, *, tenant: str = "") -> None:
+        self._engine.end_session(session, tenant=tenant)
+
+    def forget(self, tenant: str) -> None:
+        self._engine.forget(tenant)
 
     @torch.inference_mode()
     def score_dense(self, job: Job) -> Scores:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from models import Done, Job, ModelFailed, Pixels, Scores
-from models.memory import FeatureCache, Hasher, Key, Pins, PrefixMemory
+from models.memory import FeatureCache, Hasher, Key, Pins, PrefixMemory, Store
 from models.packing import Segment, Share, plan
 from models.prompt import Sheet
 
@@ -52,16 +52,22 @@ class Script:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One job. `tasks` counts the threads that work for it now; `pins` are its session's, where it has one."""
+    """One job. `tasks` counts the threads that work for it now.
+
+    `store` is its tenant's, `pins` are its session's, where it has one.
+    """
 
     ticket: int
     job: Job
     done: Done
+    store: Store
     deadline_s: float = math.inf
     pins: Pins | None = None
     arrived_s: float = field(default_factory=time.monotonic)
     tasks: int = 0
     ended: bool = False
+    released: bool = False
+    """Whether it has let go of `store` and `pins`."""
     stages_ms: dict[str, float] = field(
         default_factory=lambda: {"tokenize": 0.0, "vision": 0.0, "forward": 0.0}
     )

@@ -23,10 +23,12 @@ from service.api.addresses import Proxies
 from service.api.admin.router import build_admin_router
 from service.api.admin.shapes import BODIES
 from service.api.complaints import complaints, refuse
+from service.api.dialects import DIALECTS
 from service.api.door import Door
 from service.api.identify import Identify
 from service.api.leaks import build_leaks_router
-from service.api.schemas import RerankRequest, SessionRequest
+from service.api.ranking import build_ranking_router
+from service.api.schemas import SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
 from service.api.usage import build_usage_router
@@ -36,6 +38,7 @@ from service.containment import Enforcement
 from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
+from service.fleet.router import Party
 from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, repeat, tidy
 from service.key_sets import KeySets
 from service.leaks import Leaks
@@ -77,10 +80,10 @@ def create_app(
     settings: Settings,
     installation: Installation,
     *,
-    keep_warm: tuple[str, ...] = (),
+    keep_warm: tuple[Party, ...] = (),
     fleet: Fleet | None = None,
 ) -> FastAPI:
-    """The whole service as one ASGI application. `keep_warm` are tenants whose workers never retire.
+    """The whole service as one ASGI application. `keep_warm` are parties whose workers never retire.
 
     Tests may replace the fleet; nothing else is ever replaced.
     """
@@ -206,14 +209,15 @@ def create_app(
         exception_handlers={HTTPException: _translate, RequestValidationError: _translate_parameters},
     )
     app.include_router(
-        build_router(
+        build_ranking_router(
             rerank=rerank,
-            fleet=serving,
-            screen=screen,
-            database=database,
             model=settings.model_name,
+            aliases=frozenset(settings.model_aliases),
             deadline_s=settings.deadline_s,
         )
+    )
+    app.include_router(
+        build_router(fleet=serving, screen=screen, database=database, model=settings.model_name)
     )
     app.include_router(
         build_sessions_router(
@@ -327,7 +331,8 @@ def _document(app: FastAPI) -> None:
             components = schema.setdefault("components", {})
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
-            bodies: tuple[type[BaseModel], ...] = (RerankRequest, SessionRequest, *BODIES)
+            bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
+            bodies += [SessionRequest, *BODIES]
             for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}

@@ -39,11 +39,6 @@ class Actor:
     receipt: str | None = None
     """The id of the entry, once there is one."""
 
-    @property
-    def name(self) -> str:
-        """As histories tell it."""
-        return self.key_id or self.role
-
 
 def actor_of(exchange: Exchange) -> Actor:
     """The caller of a request."""

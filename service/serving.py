@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from service.app import create_app
+from service.fleet.router import Party
 from service.processes.sandbox import PR_SET_DUMPABLE, prctl
 from service.tls import tls_options
 from service.watch.logs import configure, get_logger
@@ -39,16 +40,19 @@ GRACE_S = 20
 log = get_logger(__name__)
 
 
-def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
-    """Serve until SIGTERM or SIGINT, then let answers under way end. Raises SystemExit if it cannot start."""
+def run(settings: Settings, installation: Installation, *, demo: bool, fleet: Fleet | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then let answers under way end. Raises SystemExit if it cannot start.
+
+    `fleet` as in `create_app`.
+    """
     configure(settings.log_level)
     prctl(PR_SET_DUMPABLE, 0)  # no other process of our user reads our memory, and no core file keeps it
     key, keep_warm = asyncio.run(_look_up(settings, installation, demo=demo))
     if len(keep_warm) > settings.max_workers:
         sys.exit(
-            f"{len(keep_warm)} tenants are to be kept warm, but PERICARP_MAX_WORKERS is {settings.max_workers}."
+            f"{len(keep_warm)} workers are to be kept warm, but PERICARP_MAX_WORKERS is {settings.max_workers}."
         )
-    app = create_app(settings, installation, keep_warm=keep_warm)
+    app = create_app(settings, installation, keep_warm=keep_warm, fleet=fleet)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -115,17 +119,18 @@ def _example(url: str, key: str) -> str:
 
 async def _look_up(
     settings: Settings, installation: Installation, *, demo: bool
-) -> tuple[str | None, tuple[str, ...]]:
-    """The demo's key where one is wanted, and the tenants whose policy says that their worker is kept warm."""
+) -> tuple[str | None, tuple[Party, ...]]:
+    """The demo's key where one is wanted, and the parties whose worker is to be kept warm by a tenant's policy."""
     database = Database(installation.app_url, pool_size=1, call_pool_size=1)
     await database.open()
     try:
         directory = Directory(database, pepper=installation.pepper, master_key=installation.master_key)
         access = Access(database, pepper=installation.pepper)
         key = await _demo_key(settings.home / "secrets" / "demo-key", directory, access) if demo else None
-        tenants = [tenant.id for tenant in await directory.list_tenants() if tenant.suspended_at is None]
-        warm = [str(tenant) for tenant in tenants if (await directory.find_policy(tenant)).keep_warm]
-        return key, tuple(warm)
+        tenants = [tenant.id for tenant in await directory.list_tenants(state="active")]
+        policies = {str(tenant): await directory.find_policy(tenant) for tenant in tenants}
+        warm = [Party.of(tenant, policy) for tenant, policy in policies.items() if policy.keep_warm]
+        return key, tuple(dict.fromkeys(warm))  # tenants of one group keep one worker
     finally:
         await database.close()
 

@@ -1,11 +1,11 @@
-"""Worker processes of this host, one tenant each.
+"""Worker processes of this host, one party each: a tenant, or a group of tenants.
 
-Spare workers, loaded and warm, have served nobody and wait; a tenant's first request takes one for life, and
-the next spare is prepared behind it. At most `max_workers` are assigned: beyond that the one idle for longest
-retires, never a busy one. A worker that dies is replaced from the spares.
+Spare workers, loaded and warm, have served nobody and wait; a party's first request takes one for life, and the next
+spare is prepared behind it; one with weights of its own is started only when it is needed. At most `max_workers` are
+assigned: beyond that the one idle for longest retires, never a busy one. A worker that dies is replaced.
 
-A worker has several of its tenant's jobs at a time, up to `JOBS_AT_ONCE`: what it shares between them and which it
-does first is its own business. All others wait in the tenant's line.
+A worker has several of its party's jobs at a time, up to `JOBS_AT_ONCE`; which it does first is its own business. All
+others wait in the party's line.
 
 One dispatcher task owns every seat and line (`seats.py`); all others send it events, so there is no lock.
 After each event it looks at the whole state again (`_advance`), which makes the order of events harmless.
@@ -21,18 +21,16 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
-import structlog
-
 from models import Job, ModelCard
 from service.errors import Contained, DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet import replies
-from service.fleet.messages import Assign, Cancel, EndSession, ScoreReply, ScoreRequest
+from service.fleet.diary import Diary
+from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreReply, ScoreRequest
 from service.fleet.ownership import Owner, Ownership, may_lend
-from service.fleet.router import LentState, Scored, Ticket, WorkerState
+from service.fleet.router import LentState, Party, Scored, Ticket, WorkerState
 from service.fleet.seats import Rules, Seat, Seating
 from service.fleet.starts import FIRST_UID, Starts, worker_launch
 from service.processes.children import Child, ChildLost, Launch, start_child
-from service.processes.parent import UNFORESEEN
 from service.processes.wire import WireError
 
 TICK_S = 0.25
@@ -44,6 +42,7 @@ PIXEL_BYTES_AT_ONCE = 256 * 1024 * 1024
 OVERRUN_S = 30.0
 """A worker that has not answered a job so long after its deadline is taken to hang and is killed."""
 STOPPING = ("The service is stopping.", "stopping")
+NO_START = ("No worker can be started at the moment.", "worker_start")
 
 
 class LocalFleet:
@@ -63,7 +62,7 @@ class LocalFleet:
         queue_limit: int = 64,
         jobs_at_once: int = JOBS_AT_ONCE,
         pixel_bytes_at_once: int = PIXEL_BYTES_AT_ONCE,
-        keep_warm: tuple[str, ...] = (),
+        keep_warm: tuple[Party, ...] = (),
         silence_s: float = 10.0,
         overrun_s: float = OVERRUN_S,
         patience_s: float = 5.0,
@@ -78,8 +77,9 @@ class LocalFleet:
 
         Without `share_weights` every worker has a copy of its own.
         """
+        self._diary = Diary()
         if len(keep_warm) > max_workers:
-            raise ValueError(f"{len(keep_warm)} tenants to keep warm, but at most {max_workers} workers")
+            raise ValueError(f"{len(keep_warm)} parties to keep warm, but at most {max_workers} workers")
         self._seating = Seating(
             Rules(
                 max_workers=max_workers,
@@ -101,9 +101,10 @@ class LocalFleet:
             offline=offline,
             start_s=start_s,
             silence_s=silence_s,
-            told=self._hear,
+            told=self._diary.hear,
         )
         self._starts = Starts(launch, first_uid=first_uid)
+        self._own_starts = Starts(launch, first_uid=first_uid, own_weights=True, uids=self._starts.uids)
         self._share_weights = share_weights
         self._ownership = Ownership(
             self._starts,
@@ -112,7 +113,6 @@ class LocalFleet:
             changed=partial(self._post, _look_again),
         )
         self._overrun_s = overrun_s
-        self._log = structlog.get_logger(source="fleet")
         self._open = False
         self._inbox: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
         self._dispatcher: asyncio.Task[None] | None = None
@@ -126,7 +126,7 @@ class LocalFleet:
 
     @property
     def reason(self) -> str | None:
-        return self._starts.reason
+        return self._starts.reason or self._own_starts.reason
 
     @property
     def card(self) -> ModelCard | None:
@@ -158,6 +158,7 @@ class LocalFleet:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
         self._starts.forget()
+        self._own_starts.forget()
         while not self._inbox.empty():
             self._inbox.get_nowait()()  # a worker may have become ready meanwhile: it must not be forgotten
         seats, self._seating.seats = self._seating.seats, []
@@ -170,11 +171,22 @@ class LocalFleet:
         await self._ownership.close()
         self._starts.unshare()
 
-    async def score(self, tenant: str, job: Job, *, deadline_s: float, session: str | None = None) -> Scored:
+    async def score(
+        self,
+        tenant: str,
+        job: Job,
+        *,
+        deadline_s: float,
+        session: str | None = None,
+        party: Party | None = None,
+    ) -> Scored:
+        party = party or Party(tenant)
+        if party.tenant not in (None, tenant):
+            raise ValueError("the party is another tenant's")
         if not self._open:
             raise Overloaded(STOPPING[0], reason=STOPPING[1])
         answer: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(next(self._ids), tenant, job, time.monotonic() + deadline_s, session, answer)
+        ticket = Ticket(next(self._ids), tenant, party, job, time.monotonic() + deadline_s, session, answer)
         self._post(partial(self._seating.join, ticket))
         try:
             async with asyncio.timeout(deadline_s):
@@ -205,7 +217,7 @@ class LocalFleet:
         finally:
             if self._open:  # a bug of ours: refuse clearly rather than hang
                 self._open, self._starts.reason = False, "the dispatcher broke"
-                self._log.critical("The fleet's dispatcher broke.", action="worker_lost")
+                self._diary.tell_broken()
                 self._refuse(list(self._seating.lines), *STOPPING)
 
     def _post(self, event: Callable[[], None]) -> None:
@@ -220,86 +232,87 @@ class LocalFleet:
     def _advance(self, now: float) -> None:
         """Do all that can be done now."""
         self._seating.forget_gone()
-        self._end_hung(now)
-        self._end_disowned()
+        self._end_unfit(now)
         self._serve(now)
         self._seat_missing(now)
         self._serve(now)
         for seat in self._seating.outdated(now):
             self._retire(seat, "idle")
+        for seat, tenant in self._seating.leaving(now):
+            del seat.tenants[tenant]
+            self._run(_tell(seat.child, Forget(tenant)), self._work)
         self._ownership.advance(now)
         self._start_wanted(now)
 
-    def _end_hung(self, now: float) -> None:
-        for seat in self._seating.seats:
-            if any(now > ticket.deadline_s + self._overrun_s for ticket in seat.tickets):
-                seat.child.kill("hung in a job long past its deadline")
-
-    def _end_disowned(self) -> None:
-        """End the workers whose weights were changed, or whose owner died; what they were at is done again."""
+    def _end_unfit(self, now: float) -> None:
+        """End workers that hang, whose weights were changed, or whose owner died; what they were at is done again."""
+        for seat in self._seating.hung(now - self._overrun_s):
+            seat.child.kill("hung in a job long past its deadline")
         for seat in self._seating.disowned():
-            if seat.tickets:
-                seat.child.kill("its weights are no longer to be trusted")
-            else:
-                self._retire(seat, "its weights are no longer to be trusted")
+            why = "its weights are no longer to be trusted"
+            seat.child.kill(why) if seat.tickets else self._retire(seat, why)
 
     def _serve(self, now: float) -> None:
-        """Give each worker as many of its tenant's next jobs as it has room for."""
+        """Give each worker as many of its party's next jobs as it has room for."""
         for seat, ticket in self._seating.call(now):
             ticket.asking = self._run(self._score(seat, ticket), self._work)
 
     def _seat_missing(self, now: float) -> None:
-        """Give spares to tenants without a worker; make room for those that wait where need be."""
-        for tenant in self._seating.missing():
-            if self._seating.free() < 1:
-                oldest = self._seating.oldest_idle(now) if tenant in self._seating.lines else None
+        """Give spares to parties without a worker; make room for those that wait where need be."""
+        free = self._seating.free()
+        for party in self._seating.missing():
+            if free < 1:
+                oldest = self._seating.oldest_idle(now) if party in self._seating.lines else None
                 if oldest is None:
                     return
                 self._retire(oldest, "another tenant needs its seat")
-            spare = next(iter(self._seating.spares()), None)
-            if spare is None:
-                return
-            spare.tenant, spare.used_s, spare.since_s = tenant, now, now
-            self._run(_tell(spare.child, Assign(tenant)), self._work)
+                free += 1
+            free -= 1  # where there is no spare for it yet, the seat is kept for it
+            spare = next(iter(self._seating.spares(own_weights=party.own_weights)), None)
+            if spare is not None:
+                spare.party, spare.used_s, spare.since_s = party, now, now
+                self._run(_tell(spare.child, Assign(party.tenant, party.group)), self._work)
 
     def _start_wanted(self, now: float) -> None:
         """Start workers for who needs one and as spares."""
-        missing = self._seating.missing()
-        if self._starts.hopeless:
-            retry_after_s = self._starts.retry_after_s(now)
-            self._refuse(missing, "No worker can be started at the moment.", "worker_start", retry_after_s)
-        wanted = self._seating.rules.spare_workers + min(len(missing), self._seating.free())
-        if not self._ownership.settled:
-            return
-        if not self._starts.proven:  # prove that a worker can be had
-            wanted = max(wanted, 1)
-        for _ in range(self._starts.due(now, wanted - len(self._seating.spares()))):
-            self._run(self._start(*self._ownership.begin(share=self._share_weights)), self._work)
+        for starts in (self._starts, self._own_starts):
+            own = starts.own_weights
+            wanted = self._seating.lacking(own_weights=own)  # counted before those who wait are refused
+            if starts.hopeless:
+                missing = [party for party in self._seating.missing() if party.own_weights is own]
+                self._refuse(missing, *NO_START, starts.retry_after_s(now))
+            if not own and not self._ownership.settled:
+                continue
+            if not own and not starts.proven:  # prove that a worker can be had
+                wanted = max(wanted, 1 - len(self._seating.spares()))
+            for _ in range(starts.due(now, wanted)):
+                share = self._share_weights and not own
+                launch, owner = self._ownership.begin() if share else (starts.begin(share=False), None)
+                self._run(self._start(starts, launch, owner), self._work)
 
-    def _refuse(self, tenants: Iterable[str], detail: str, reason: str, retry_after_s: int = 1) -> None:
-        """Fail all that waits in these tenants' lines."""
-        for tenant in tenants:
-            line = self._seating.lines.pop(tenant, None)
+    def _refuse(self, parties: Iterable[Party], detail: str, reason: str, retry_after_s: int = 1) -> None:
+        """Fail all that waits in these parties' lines."""
+        for party in parties:
+            line = self._seating.lines.pop(party, None)
             for ticket in line or ():
                 ticket.fail(Overloaded(detail, reason=reason, retry_after_s=retry_after_s))
 
     def _retire(self, seat: Seat, why: str) -> None:
         self._seating.seats.remove(seat)
-        self._log.info(
-            "A worker retires.", action="worker_retire", pid=seat.child.pid, tenant=seat.tenant, reason=why
-        )
+        self._diary.tell_retired(seat, why)
         self._run(self._end(seat), self._endings)
 
     # Tasks, and the events that they end with.
 
-    async def _start(self, launch: Launch, owner: Owner | None) -> None:
+    async def _start(self, starts: Starts, launch: Launch, owner: Owner | None) -> None:
         try:
             child = await start_child(launch)
         except Exception as exc:  # noqa: BLE001 - whatever it is, a start that is not counted as failed hangs
             self._ownership.give_back(owner)
-            self._post(partial(self._mourn_start, str(exc) if isinstance(exc, ChildLost) else repr(exc)))
+            reason = str(exc) if isinstance(exc, ChildLost) else repr(exc)
+            self._post(partial(self._mourn_start, starts, reason))
         else:
-            self._post(partial(self._welcome, child, owner))
+            self._post(partial(self._welcome, starts, child, owner))
 
     async def _end(self, seat: Seat) -> None:
         """Reap a worker. Only then is what it maps its owner's again."""
@@ -307,7 +320,9 @@ class LocalFleet:
         self._ownership.give_back(seat.owner)
 
     async def _score(self, seat: Seat, ticket: Ticket) -> None:
-        request = ScoreRequest(ticket.id, ticket.tenant, ticket.job, ticket.deadline_s, ticket.session)
+        request = ScoreRequest(
+            ticket.id, ticket.tenant, ticket.job, ticket.deadline_s, ticket.session, ticket.party.group
+        )
         try:
             reply = await seat.child.ask(request)
         except ChildLost:
@@ -318,60 +333,45 @@ class LocalFleet:
 
     def _give_up(self, ticket: Ticket) -> None:
         """Nobody waits for it any more: out of a line it falls by itself, and a worker drops what is left of it."""
-        seat = self._seating.seat(ticket.tenant)
+        seat = self._seating.seat(ticket.party)
         if seat is not None and seat.drop(ticket, time.monotonic(), self._overrun_s):
             self._run(_tell(seat.child, Cancel(ticket.id)), self._work)
 
     def _end_session(self, tenant: str, session: str) -> None:
         """Its jobs that are not at the worker yet, or not for the last time, will name no session there."""
-        seat = self._seating.seat(tenant)
         for ticket in self._seating.tickets(tenant):
             if ticket.session == session:
                 ticket.session = None
-        if seat is not None:
-            self._run(_tell(seat.child, EndSession(session)), self._work)
+        for seat in self._seating.homes(tenant):
+            self._run(_tell(seat.child, EndSession(session, tenant)), self._work)
 
     def _expel(self, tenant: str) -> None:
         """Jobs that only share the worker go back to the line when it is lost, as after any other death."""
         for ticket in self._seating.tickets(tenant):
             ticket.fail(Contained(reason="contained"))
-        if (seat := self._seating.seat(tenant)) is not None:
+        for seat in self._seating.homes(tenant):
             seat.child.kill("its tenant is contained")
 
-    def _welcome(self, child: Child, owner: Owner | None) -> None:
-        seat = Seat(child, owner=self._ownership.welcome(owner, child.hello.card))
-        self._starts.succeeded(child.hello.card)
-        self._seating.starts_fail = False
+    def _welcome(self, starts: Starts, child: Child, owner: Owner | None) -> None:
+        owner = self._ownership.welcome(owner, child.hello.card)
+        seat = Seat(child, own_weights=starts.own_weights, owner=owner)
+        starts.succeeded(child.hello.card)
+        self._seating.failing.discard(starts.own_weights)
         self._seating.seats.append(seat)
         child.lost.add_done_callback(lambda _: self._post(partial(self._mourn, seat)))
-        self._log.info(
-            "A worker is ready.", action="worker_ready", pid=child.pid, stages_ms=child.hello.stages_ms
-        )
-        broken = [measure.name for measure in child.hello.sandbox if not measure.held]
-        if broken:
-            self._log.warning(
-                "A worker is less confined than it should be.", action="sandbox", missing=broken
-            )
+        self._diary.tell_ready(child)
 
-    def _hear(self, line: str) -> None:
-        """Log what a worker says of its own bugs; what libraries print might repeat a tenant's text."""
-        if line.startswith(UNFORESEEN):
-            self._log.error("A worker failed in an unforeseen way.", action="request_failed", where=line)
-
-    def _mourn_start(self, reason: str) -> None:
-        self._starts.failed(reason)
-        self._seating.starts_fail = True
-        self._log.error("A worker cannot be started.", action="worker_lost", reason=reason)
+    def _mourn_start(self, starts: Starts, reason: str) -> None:
+        starts.failed(reason)
+        self._seating.failing.add(starts.own_weights)
+        self._diary.tell_not_started(reason)
 
     def _mourn(self, seat: Seat) -> None:
         """A worker died: its jobs go back to the front of the line, each once."""
         if seat not in self._seating.seats:
             return
         self._seating.seats.remove(seat)
-        reason = seat.child.lost.result()
-        self._log.warning(
-            "A worker is lost.", action="worker_lost", pid=seat.child.pid, tenant=seat.tenant, reason=reason
-        )
+        self._diary.tell_lost(seat, seat.child.lost.result())
         self._run(self._end(seat), self._endings)
         again = []
         for ticket in seat.tickets:
@@ -380,7 +380,7 @@ class LocalFleet:
             elif ticket.waits:
                 again.append(ticket)
         if again:
-            self._seating.line(again[0].tenant).rejoin(again)
+            self._seating.line(again[0].party).rejoin(again)
 
     def _finish(self, seat: Seat, ticket: Ticket, reply: object) -> None:
         """An answer came; the worker has room for another job."""

@@ -10,16 +10,18 @@ from service.processes.wire import COMMON, Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """From now on this worker serves `tenant`, and never another."""
+    """From now on this worker serves `tenant`, or the tenants of `group`, and never another."""
 
-    tenant: str
+    tenant: str | None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
     """Score a job, beside those that are there. `session` keeps what it computes until `EndSession`.
 
-    `deadline_s` is on the clock of `time.monotonic`, which a machine's processes share.
+    `group` is the one that the tenant is pooled in, if it is. `deadline_s` is on the clock of `time.monotonic`, which a
+    machine's processes share.
     """
 
     id: int
@@ -27,6 +29,7 @@ class ScoreRequest:
     job: Job
     deadline_s: float
     session: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,17 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class EndSession:
-    """Wipe what is kept under `session`."""
+    """Wipe what is kept under the tenant's `session`."""
 
     session: str
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Wipe all that is kept of the tenant's work; it has none here at present."""
+
+    tenant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,7 @@ class TooLong:
     limit_tokens: int
 
 
-SCORING = Vocabulary(*COMMON, Assign, ScoreRequest, Cancel, EndSession, ScoreReply, TooLong)
+SCORING = Vocabulary(*COMMON, Assign, ScoreRequest, Cancel, EndSession, Forget, ScoreReply, TooLong)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """What any fleet offers, and how requests wait for it.
 
-A fleet scores jobs, each in a worker that serves no other tenant. Worker processes of this host (`local.py`)
-keep this contract, and so will those of a cluster; `tests/integration/fleet_conformance.py` holds them to it.
+A fleet scores jobs, each in a worker that serves one party: a tenant, or the pooled tenants of one group. Worker
+processes of this host (`local.py`) keep this contract, and so will those of a cluster;
+`tests/integration/fleet_conformance.py` holds them to it.
 
-A tenant has one worker at most. So its requests share that worker's packs and never another tenant's, and its
+A party has one worker at most. So a tenant's requests share that worker's packs and never another tenant's, and its
 sessions are bound to that worker by nature: what a session keeps lives there, and is lost with it.
 """
 
@@ -14,9 +15,37 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import chain
+from typing import TYPE_CHECKING, Protocol
 
 from models import Item, Job, ModelCard, Scores
+from tenants.policy import Isolation
+
+if TYPE_CHECKING:
+    from tenants.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """Whom a worker serves, for life: one `tenant`, or the pooled tenants of one `group`.
+
+    With `own_weights` it scores with a copy of the weights that no other process sees.
+    """
+
+    tenant: str | None = None
+    group: str | None = None
+    own_weights: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.tenant is None) == (self.group is None):
+            raise ValueError("a party is a tenant or a group")
+
+    @staticmethod
+    def of(tenant: str, policy: Policy) -> Party:
+        """The party that the tenant belongs to, by the tier of its policy."""
+        if policy.isolation is Isolation.POOLED:
+            return Party(group=policy.group)
+        return Party(tenant, own_weights=policy.isolation is Isolation.DEDICATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +61,10 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One live worker: `spare` until it is `assigned` to its tenant, for life.
+    """One live worker: `spare` until it is `assigned` to its party, a `tenant` or a `group`, for life.
 
-    It has `running` jobs now and has answered `jobs`; it compiled `compilations` kernels since it was warm.
+    `tenants` are those of whose work it may keep something. It has `running` jobs now and has answered `jobs`; it
+    compiled `compilations` kernels since it was warm.
     """
 
     pid: int
@@ -44,8 +74,11 @@ class WorkerState:
     jobs: int
     idle_s: float
     compilations: int
+    group: str | None = None
+    tenants: tuple[str, ...] = ()
+    own_weights: bool = False
     age_s: float = 0.0
-    """Since it was given to its tenant; of a spare, since it was ready."""
+    """Since it was given to its party; of a spare, since it was ready."""
 
     @property
     def busy(self) -> bool:
@@ -76,8 +109,16 @@ class Fleet(Protocol):
         """End every worker and fail what still waits. Safe to call twice, or without `start`."""
         ...
 
-    async def score(self, tenant: str, job: Job, *, deadline_s: float, session: str | None = None) -> Scored:
-        """Score `job` in a worker of `tenant` within `deadline_s` seconds from now.
+    async def score(
+        self,
+        tenant: str,
+        job: Job,
+        *,
+        deadline_s: float,
+        session: str | None = None,
+        party: Party | None = None,
+    ) -> Scored:
+        """Score `job` in the worker of the tenant's `party` (unset: its own) within `deadline_s` seconds from now.
 
         What it computes is kept under `session` for the next job of that session, until `end_session`. A job
         whose worker dies is scored again in another, once. Cancelling takes it out of the line, or what is left
@@ -88,7 +129,7 @@ class Fleet(Protocol):
         ...
 
     async def end_session(self, tenant: str, session: str) -> None:
-        """Have the tenant's worker wipe what `session` keeps, if there is a worker and it keeps anything.
+        """Have every worker that served the tenant wipe what its `session` keeps, if it keeps anything.
 
         Jobs of the session that wait or run are answered, and leave nothing behind; one that comes later begins
         a session anew. Returns before the worker has done it.
@@ -138,6 +179,7 @@ class Ticket:
 
     id: int
     tenant: str
+    party: Party
     job: Job
     deadline_s: float
     session: str | None
@@ -163,37 +205,58 @@ class Ticket:
 
 
 class Line:
-    """The tickets that wait for one tenant's worker, oldest first."""
+    """The tickets that wait for one party's worker: tenant by tenant in turn, each one's oldest first."""
 
     def __init__(self) -> None:
-        self._tickets: deque[Ticket] = deque()
+        self._tickets: dict[str, deque[Ticket]] = {}
+        """In the order of whose turn it is; no deque is empty."""
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return sum(map(len, self._tickets.values()))
 
     def __iter__(self) -> Iterator[Ticket]:
-        return iter(self._tickets)
+        return chain.from_iterable(self._tickets.values())
 
     @property
     def head(self) -> Ticket | None:
-        return self._tickets[0] if self._tickets else None
+        return next(iter(self), None)
+
+    @property
+    def since_s(self) -> float:
+        """When the first of all that wait arrived; there must be one."""
+        return min(tickets[0].arrived_s for tickets in self._tickets.values())
+
+    def count(self, tenant: str) -> int:
+        """How many of this tenant wait."""
+        return len(self._tickets.get(tenant, ()))
 
     def join(self, ticket: Ticket) -> None:
-        """Wait at the end."""
-        self._tickets.append(ticket)
+        """Wait at the end of its tenant's."""
+        self._tickets.setdefault(ticket.tenant, deque()).append(ticket)
 
     def rejoin(self, tickets: Iterable[Ticket]) -> None:
         """Wait at the front, in this order: they had their turn, and their worker died."""
-        self._tickets.extendleft(reversed(list(tickets)))
+        before, self._tickets = self._tickets, {}
+        for ticket in chain(tickets, *before.values()):
+            self.join(ticket)
 
     def call(self) -> Ticket:
-        """The next ticket, no longer in line."""
-        return self._tickets.popleft()
+        """The next ticket, no longer in line; then it is the next tenant's turn."""
+        tenant = next(iter(self._tickets))
+        tickets = self._tickets.pop(tenant)
+        ticket = tickets.popleft()
+        if tickets:
+            self._tickets[tenant] = tickets
+        return ticket
 
     def forget_gone(self) -> None:
         """Drop the tickets that nobody waits for."""
-        if any(not ticket.waits for ticket in self._tickets):
-            self._tickets = deque(ticket for ticket in self._tickets if ticket.waits)
+        if any(not ticket.waits for ticket in self):
+            waiting = {
+                tenant: deque(ticket for ticket in tickets if ticket.waits)
+                for tenant, tickets in self._tickets.items()
+            }
+            self._tickets = {tenant: tickets for tenant, tickets in waiting.items() if tickets}
 
 
 def _pixel_bytes(item: Item) -> int:

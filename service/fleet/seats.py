@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from service.errors import Overloaded
-from service.fleet.router import Line, Ticket, WorkerState
+from service.fleet.router import Line, Party, Ticket, WorkerState
 from service.processes.children import Child
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ class Rules:
     spare_workers: int
     idle_s: float
     patience_s: float
-    """After each such time that a tenant has waited for a seat, one holder more must give up its own."""
+    """After each such time that a party has waited for a seat, one holder more must give up its own."""
     queue_limit: int
-    keep_warm: tuple[str, ...]
+    keep_warm: tuple[Party, ...]
     jobs_at_once: int
     pixel_bytes_at_once: int
     """Of all jobs at one worker; a single one may have more."""
@@ -40,17 +41,21 @@ class Rules:
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """One live worker. `tenant` is None while it is a spare; it is set once and never changed."""
+    """One live worker. `party` is None while it is a spare; it is set once and never changed."""
 
     child: Child
-    tenant: str | None = None
+    party: Party | None = None
+    own_weights: bool = False
+    """Whether no other process sees the weights that it maps."""
+    tenants: dict[str, float] = field(default_factory=dict)
+    """Those of whose work it may keep something, and when it last got a job of theirs or answered one."""
     tickets: list[Ticket] = field(default_factory=list)
     """What the worker has and has not answered, in the order of sending."""
     jobs: int = 0
     since_s: float = field(default_factory=time.monotonic)
-    """When it was given to its tenant, or became ready as a spare."""
+    """When it was given to its party, or became ready as a spare."""
     used_s: float = field(default_factory=time.monotonic)
-    """When it was given to its tenant, began to work after a rest, or last answered."""
+    """When it was given to its party, began to work after a rest, or last answered."""
     sent_s: float = 0.0
     owes_s: float | None = None
     """When it got the first job after its last answer."""
@@ -78,6 +83,7 @@ class Seat:
         if self.owes_s is None:
             self.owes_s = now
         self.tickets.append(ticket)
+        self.tenants[ticket.tenant] = now
         ticket.attempts += 1
         ticket.sent_s = self.sent_s = now
 
@@ -88,7 +94,7 @@ class Seat:
             self.tickets.remove(ticket)
             self.pace_s += (PACE_WEIGHT if self.jobs else 1.0) * (now - self.used_s - self.pace_s)
             self.jobs += 1
-            self.used_s = now
+            self.used_s = self.tenants[ticket.tenant] = now
         self.owes_s = now if self.tickets else None
         return awaited
 
@@ -109,12 +115,15 @@ class Seat:
     def state(self, now: float) -> WorkerState:
         return WorkerState(
             pid=self.child.pid,
-            state="spare" if self.tenant is None else "assigned",
-            tenant=self.tenant,
+            state="spare" if self.party is None else "assigned",
+            tenant=None if self.party is None else self.party.tenant,
             running=len(self.tickets),
             jobs=self.jobs,
             idle_s=0.0 if self.tickets else now - self.used_s,
             compilations=self.compilations,
+            group=None if self.party is None else self.party.group,
+            tenants=tuple(self.tenants),
+            own_weights=self.own_weights,
             age_s=now - self.since_s,
         )
 
@@ -125,27 +134,34 @@ class Seating:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.seats: list[Seat] = []
-        self.lines: dict[str, Line] = {}
-        self.starts_fail = False
+        self.lines: dict[Party, Line] = {}
+        self.failing: set[bool] = set()
+        """Which starts fail at present: those of workers with weights of their own (True), or the others."""
 
-    def line(self, tenant: str) -> Line:
-        """The tenant's line, which begins here if it must."""
-        return self.lines.setdefault(tenant, Line())
+    def line(self, party: Party) -> Line:
+        """The party's line, which begins here if it must."""
+        return self.lines.setdefault(party, Line())
 
-    def seat(self, tenant: str) -> Seat | None:
-        """The tenant's worker, if it has one."""
-        return next((seat for seat in self.seats if seat.tenant == tenant), None)
+    def seat(self, party: Party) -> Seat | None:
+        """The party's worker, if it has one."""
+        return next((seat for seat in self.seats if seat.party == party), None)
+
+    def homes(self, tenant: str) -> list[Seat]:
+        """The workers that may keep something of the tenant's work: more than one where it changed its party."""
+        return [seat for seat in self.seats if tenant in seat.tenants]
 
     def tickets(self, tenant: str) -> list[Ticket]:
-        """The tenant's jobs, those in line and those at its worker."""
-        seat = self.seat(tenant)
-        jobs = (*self.lines.get(tenant, ()), *(seat.tickets if seat is not None else ()))
+        """The tenant's jobs, those in line and those at its workers."""
+        jobs = chain(*self.lines.values(), *(seat.tickets for seat in self.homes(tenant)))
         return [ticket for ticket in jobs if ticket.tenant == tenant]
 
     def join(self, ticket: Ticket) -> None:
-        """Wait at the end of the tenant's line. A full one fails the ticket with Overloaded, until it is worked off."""
-        line, seat = self.line(ticket.tenant), self.seat(ticket.tenant)
-        if len(line) < self.rules.queue_limit:
+        """Wait in the party's line.
+
+        Where the tenant has too many in it already, the ticket fails with Overloaded, until the line is worked off.
+        """
+        line, seat = self.line(ticket.party), self.seat(ticket.party)
+        if line.count(ticket.tenant) < self.rules.queue_limit:
             line.join(ticket)
             return
         worked_off_s = math.ceil(len(line) * seat.pace_s) if seat is not None else 0
@@ -161,33 +177,47 @@ class Seating:
         """Drop the tickets that nobody waits for, and the lines that are empty."""
         for line in self.lines.values():
             line.forget_gone()
-        self.lines = {tenant: line for tenant, line in self.lines.items() if line}
+        self.lines = {party: line for party, line in self.lines.items() if line}
 
-    def spares(self) -> list[Seat]:
-        return [seat for seat in self.seats if seat.tenant is None and seat.child.alive]
+    def spares(self, *, own_weights: bool = False) -> list[Seat]:
+        return [
+            seat
+            for seat in self.seats
+            if seat.party is None and seat.own_weights is own_weights and seat.child.alive
+        ]
 
     def free(self) -> int:
-        """How many more tenants may have a worker."""
-        return self.rules.max_workers - sum(seat.tenant is not None for seat in self.seats)
+        """How many more parties may have a worker."""
+        return self.rules.max_workers - sum(seat.party is not None for seat in self.seats)
 
-    def waiting(self) -> list[str]:
-        """Tenants that wait without a worker, the longest wait first."""
-        seated = {seat.tenant for seat in self.seats}
+    def waiting(self) -> list[Party]:
+        """Parties that wait without a worker, the longest wait first."""
+        seated = {seat.party for seat in self.seats}
         since_s = self._since_s()
-        return sorted(since_s.keys() - seated, key=lambda tenant: since_s[tenant])
+        return sorted(since_s.keys() - seated, key=lambda party: since_s[party])
 
-    def missing(self) -> list[str]:
-        """Tenants that should have a worker and have none: those that wait, then those to be kept warm."""
+    def missing(self) -> list[Party]:
+        """Parties that should have a worker and have none: those that wait, then those to be kept warm."""
         waiting = self.waiting()
-        present = {seat.tenant for seat in self.seats} | set(waiting)
-        return waiting + [tenant for tenant in self.rules.keep_warm if tenant not in present]
+        present = {seat.party for seat in self.seats} | set(waiting)
+        return waiting + [party for party in self.rules.keep_warm if party not in present]
+
+    def lacking(self, *, own_weights: bool) -> int:
+        """How many workers of that kind should be started, beside those that are ready."""
+        seatable = self.missing()[: max(0, self.free())]
+        wanted = sum(party.own_weights is own_weights for party in seatable)
+        return (
+            wanted
+            + (0 if own_weights else self.rules.spare_workers)
+            - len(self.spares(own_weights=own_weights))
+        )
 
     def call(self, now: float) -> list[tuple[Seat, Ticket]]:
         """Move jobs from the lines to the workers that have room for them; those that were moved."""
         yielding = self._yielding(now)
         called = []
         for seat in self.seats:
-            line = self.lines.get(seat.tenant or "")
+            line = None if seat.party is None else self.lines.get(seat.party)
             if line is None or seat in yielding or not seat.child.alive:
                 continue
             while line.head is not None and seat.takes(line.head, self.rules):
@@ -197,57 +227,92 @@ class Seating:
         return called
 
     def oldest_idle(self, now: float) -> Seat | None:
-        """The worker to retire where a waiting tenant needs a seat. None too where that would win nothing."""
-        if not self.waiting() or not self._in_reach():
+        """The worker to retire where a waiting party needs a seat. None too where that would win nothing."""
+        if not self._in_reach():
             return None
         yielded = [seat for seat in self._yielding(now) if not seat.tickets]
         idle = [seat for seat in self.seats if self._idle(seat)] + yielded
         return min(idle, key=lambda seat: seat.used_s, default=None)
+
+    def hung(self, since_s: float) -> list[Seat]:
+        """Workers with a job whose deadline was before `since_s`."""
+        return [seat for seat in self.seats if any(ticket.deadline_s < since_s for ticket in seat.tickets)]
 
     def disowned(self) -> list[Seat]:
         """Workers whose weights are no longer to be trusted."""
         return [seat for seat in self.seats if seat.owner is not None and not seat.owner.sound]
 
     def outdated(self, now: float) -> list[Seat]:
-        """Workers and surplus spares that nobody has used for too long."""
-        seats = [seat for seat in self.seats if self._idle(seat)] + self.spares()[self.rules.spare_workers :]
-        return [seat for seat in seats if now - seat.used_s > self.rules.idle_s]
+        """Workers and surplus spares that nobody has used for too long, and those whose tenant has another by now."""
+        surplus = self.spares()[self.rules.spare_workers :] + self.spares(own_weights=True)
+        idle = [seat for seat in self.seats if self._idle(seat)]
+        left = [seat for seat in idle if seat.party is not None and self._has_left(seat, seat.party.tenant)]
+        return left + [
+            seat for seat in idle + surplus if seat not in left and now - seat.used_s > self.rules.idle_s
+        ]
 
-    def _since_s(self) -> dict[str, float]:
+    def leaving(self, now: float) -> list[tuple[Seat, str]]:
+        """Tenants of whose work a shared worker is to keep nothing more: long away, or in another party by now."""
+        return [
+            (seat, tenant)
+            for seat in self.seats
+            if seat.party is not None and seat.party.group is not None and seat.child.alive
+            for tenant, used_s in seat.tenants.items()
+            if (now - used_s > self.rules.idle_s or self._has_left(seat, tenant))
+            and not any(ticket.tenant == tenant for ticket in seat.tickets)
+            and not (seat.party in self.lines and self.lines[seat.party].count(tenant))
+        ]
+
+    def _has_left(self, seat: Seat, tenant: str | None) -> bool:
+        """Whether the tenant was served by another worker since."""
+        return any(
+            other is not seat
+            and tenant in other.tenants
+            and other.tenants[tenant] > seat.tenants.get(tenant, 0.0)
+            for other in self.seats
+            if tenant is not None
+        )
+
+    def _since_s(self) -> dict[Party, float]:
         """When the first one of each line arrived."""
-        heads = {tenant: line.head for tenant, line in self.lines.items()}
-        return {tenant: head.arrived_s for tenant, head in heads.items() if head is not None}
+        return {party: line.since_s for party, line in self.lines.items() if line}
 
     def _idle(self, seat: Seat) -> bool:
         """Whether it may go: assigned, at rest, with nobody in its line, and not to be kept warm."""
-        if seat.tenant is None or seat.tenant in self.rules.keep_warm:
+        if seat.party is None or seat.party in self.rules.keep_warm:
             return False
-        return not seat.tickets and not self.lines.get(seat.tenant)
+        return not seat.tickets and not self.lines.get(seat.party)
 
     def _yielding(self, now: float) -> list[Seat]:
         """Workers that get no more jobs and go once they have ended those they have.
 
-        Somebody without a seat has waited too long, and longer than the line of the seat's tenant. Of all such
+        Somebody without a seat has waited too long, and longer than the line of the seat's party. Of all such
         seats, those go to which no job was sent for longest: they are nearest to their end, and as nothing more
         is sent to them they stay the ones. The longer the wait, the more of them.
         """
         if self.free() > 0 or not self._in_reach():
             return []
         waiting, since_s = self.waiting(), self._since_s()
-        number = sum(int((now - since_s[tenant]) / self.rules.patience_s) for tenant in waiting)
+        number = sum(int((now - since_s[party]) / self.rules.patience_s) for party in waiting)
         later = [
             seat
             for seat in self.seats
             if number
-            and seat.tenant is not None
-            and seat.tenant not in self.rules.keep_warm
-            and since_s.get(seat.tenant, math.inf) > since_s[waiting[0]]
+            and seat.party is not None
+            and seat.party not in self.rules.keep_warm
+            and since_s.get(seat.party, math.inf) > since_s[waiting[0]]
         ]
         return sorted(later, key=lambda seat: seat.sent_s)[:number]
 
     def _in_reach(self) -> bool:
-        """Whether a freed seat would be taken soon.
+        """Whether a freed seat would be taken soon by who has waited for longest.
 
-        Where no spares are kept, the old worker ends before the new one loads: never one process too many.
+        Where no spares are kept, as for parties with weights of their own, the old worker ends before the new one
+        loads: never one process too many.
         """
-        return bool(self.spares()) or (self.rules.spare_workers == 0 and not self.starts_fail)
+        waiting = self.waiting()
+        own = bool(waiting) and waiting[0].own_weights
+        none_kept = own or self.rules.spare_workers == 0
+        return bool(waiting) and (
+            bool(self.spares(own_weights=own)) or (none_kept and own not in self.failing)
+        )

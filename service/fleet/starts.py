@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from models import ModelCard
@@ -39,14 +39,25 @@ INHERITED = (
 class Starts:
     """Counts the starts that are under way and those that failed. `now` is on the clock of `time.monotonic`."""
 
-    def __init__(self, launch: Launch, *, first_uid: int | None) -> None:
-        """`first_uid` counts only where we are root."""
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        first_uid: int | None,
+        own_weights: bool = False,
+        uids: Iterator[int] | None = None,
+    ) -> None:
+        """`first_uid` counts only where we are root; `uids` counts users, and is shared by who starts beside us.
+
+        `own_weights` says which workers these are: those that must have a copy that no other process sees.
+        """
         self.launch = launch
-        self.reason: str | None = "no worker has been started yet"
-        """Why there is none, or why the last start failed; None once one came up."""
+        self.own_weights = own_weights
+        self.reason: str | None = None if own_weights else "no worker has been started yet"
+        """Why there is none, or why the last start failed; None once one came up, or where none needs to."""
         self.card: ModelCard | None = None
         self._first_uid = first_uid if os.geteuid() == 0 else None
-        self._uids = itertools.count(os.getpid())  # two gateways of one host should not share users
+        self.uids = uids or itertools.count(os.getpid())  # two gateways of one host should not share users
         self._memory: int | None = None
         self._under_way = 0
         self._failures = 0
@@ -104,9 +115,13 @@ class Starts:
         It has weights of its own unless it may `share` them: those that `offer` offers, or else sealed ones.
         """
         self._under_way += 1
-        if offer is not None and share:
+        if not share:
+            return self._dress(
+                replace(self.launch, argv=(*self.launch.argv, "--own-weights")), "--shared", None
+            )
+        if offer is not None:
             return self._dress(self.launch, "--offer", offer)
-        return self._dress(self.launch, "--shared", self._memory if share else None)
+        return self._dress(self.launch, "--shared", self._memory)
 
     def succeeded(self, card: ModelCard | None) -> None:
         self._under_way -= 1
@@ -130,7 +145,7 @@ class Starts:
         """With a user of its own, and with a descriptor to inherit."""
         argv = launch.argv
         if self._first_uid is not None:
-            argv = (*argv, "--uid", str(self._first_uid + next(self._uids) % UIDS))
+            argv = (*argv, "--uid", str(self._first_uid + next(self.uids) % UIDS))
         if descriptor is not None:
             argv = (*argv, name, str(descriptor))
         return replace(launch, argv=argv, shared=descriptor)

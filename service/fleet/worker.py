@@ -1,9 +1,10 @@
 """A worker's main: load one model, score a warm-up, say Hello; then begin every job that is read, and answer it.
 
     python -m service.fleet.worker --fd N --parent PID --model NAME --device D --dtype T --threads N [--uid N]
-        [--shared N] [--offer N]
+        [--shared N | --offer N | --own-weights]
 
-A worker serves the tenant that its first `Assign` names, and no other for as long as it lives. It holds no
+A worker serves the tenant, or the group of tenants, that its first `Assign` names, and no other for as long as it
+lives; what it keeps of one tenant's work is of no use to another's. It holds no
 key, no database and no listener; all it reads is pixels and text, all it writes is numbers. The main thread only
 reads: the reranker works on several jobs at a time on threads of its own, and an answer leaves from the thread on
 which its job ended. Where it starts as root it loads as root, for model files may be root's own, and drops that
@@ -39,7 +40,16 @@ from models import (
     Scores,
     load,
 )
-from service.fleet.messages import SCORING, Assign, Cancel, EndSession, ScoreReply, ScoreRequest, TooLong
+from service.fleet.messages import (
+    SCORING,
+    Assign,
+    Cancel,
+    EndSession,
+    Forget,
+    ScoreReply,
+    ScoreRequest,
+    TooLong,
+)
 from service.processes.parent import UNFORESEEN, Parent, leave, name_process
 from service.processes.sandbox import Confinement, confine
 from service.processes.wire import Failure, Hello, WireError
@@ -91,7 +101,7 @@ def run(argv: Sequence[str], load_model: Load) -> NoReturn:
 
 
 class Desk:
-    """Takes what the parent says: one tenant for life, any number of its jobs at a time.
+    """Takes what the parent says: one tenant or group for life, any number of its jobs at a time.
 
     Messages come on the main thread, jobs end on the reranker's.
     """
@@ -99,7 +109,7 @@ class Desk:
     def __init__(self, parent: Parent, reranker: Reranker) -> None:
         self._parent = parent
         self._reranker = reranker
-        self._tenant: str | None = None
+        self._assigned: Assign | None = None
         self._warm_compilations = reranker.compilations
         self._failures = 0
         self._counting = threading.Lock()
@@ -107,17 +117,28 @@ class Desk:
     def obey(self, message: object) -> None:
         """Do what `message` says. Another tenant's work, or what makes no sense, ends the process."""
         match message:
-            case Assign(tenant=tenant) if self._tenant in (None, tenant):
-                self._tenant = tenant
-                name_process("prc-w-" + "".join(filter(str.isalnum, tenant))[:8])
-            case ScoreRequest(tenant=tenant) if tenant == self._tenant:
+            case Assign(tenant=tenant, group=group) if self._assigned in (None, message) and (
+                (tenant is None) != (group is None)
+            ):
+                self._assigned = message
+                name = filter(str.isalnum, tenant or group or "")
+                name_process(("prc-g-" if tenant is None else "prc-w-") + "".join(name)[:8])
+            case ScoreRequest() if self._serves(message):
                 self._begin(message)
-            case Cancel(id=ticket) if self._tenant is not None:
+            case Cancel(id=ticket) if self._assigned is not None:
                 self._reranker.cancel(ticket)
-            case EndSession(session=session) if self._tenant is not None:
-                self._reranker.end_session(session)
+            case EndSession(session=session, tenant=tenant) if self._assigned is not None:
+                self._reranker.end_session(session, tenant=tenant)
+            case Forget(tenant=tenant) if self._assigned is not None:
+                self._reranker.forget(tenant)
             case _:
                 leave(BROKEN)
+
+    def _serves(self, request: ScoreRequest) -> bool:
+        """Whether it is this worker's own tenant that asks, or one of this worker's own group."""
+        if self._assigned is None or request.group != self._assigned.group:
+            return False
+        return self._assigned.group is not None or request.tenant == self._assigned.tenant
 
     def _begin(self, request: ScoreRequest) -> None:
         end = partial(self._end, request, time.perf_counter())
@@ -126,7 +147,12 @@ class Desk:
             return
         try:
             self._reranker.begin(
-                request.id, request.job, end, session=request.session, deadline_s=request.deadline_s
+                request.id,
+                request.job,
+                end,
+                tenant=request.tenant,
+                session=request.session,
+                deadline_s=request.deadline_s,
             )
         except Exception as exc:  # noqa: BLE001 - one job must not end the worker
             end(exc)
@@ -201,6 +227,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     sharing = parser.add_mutually_exclusive_group()
     sharing.add_argument("--shared", type=int)
     sharing.add_argument("--offer", type=int)
+    sharing.add_argument("--own-weights", action="store_true")
     return parser.parse_args(argv)
 
 
@@ -212,6 +239,7 @@ def _load(options: argparse.Namespace) -> Reranker:
         threads=options.threads,
         shared=options.shared,
         offer=options.offer,
+        own_weights=options.own_weights,
     )
 
 

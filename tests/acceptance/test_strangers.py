@@ -28,6 +28,10 @@ ROLES = ("search", "tenant_admin", "auditor")
 CALLS = 12
 """Made up for each operation and role: enough to reach each with the resident's ids, few enough for two cores."""
 
+CLIENT = httpx.Client(timeout=120.0)
+"""One for all calls: making one takes longer than most calls do."""
+pytestmark = pytest.mark.timeout(1800)  # some hundred calls a role, on a machine that may be busy
+
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 CHANGING = (
     "x-request-id",
@@ -52,6 +56,12 @@ class Resident:
     """What a stranger might name, by kind."""
     marks: tuple[str, ...]
     """What must never come back: ids, names and texts that occur nowhere else."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def client_closed() -> Iterator[None]:
+    yield
+    CLIENT.close()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +111,7 @@ def standing(service: Service, resident: Resident) -> Iterator[None]:
             session = client.get(f"/v1/sessions/{resident.ids['session']}").json()
         keys = service.tell("key", "list", resident.tenant.name)
         for key in keys:  # that it was used is its own holder's doing
-            key.pop("last_used_at", None), key.pop("last_used_from", None)
+            key.pop("last_used_at", None), key.pop("last_used_address", None)
         (tenant,) = (each for each in service.tell("tenant", "list") if each["name"] == resident.tenant.name)
         return [session, keys, tenant, service.tell("tenant", "policy", resident.tenant.name)]
 
@@ -126,8 +136,7 @@ def call(service: Service, key: str, case: Any) -> httpx.Response:
         for name, value in made["headers"].items()
         if name.lower() not in ("content-length", "host")
     }
-    with httpx.Client(timeout=120.0) as client:
-        return client.request(**made)
+    return CLIENT.request(**made)
 
 
 def told(answer: httpx.Response) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.service_process import Process, Service, Tenant, until
+from tests.assets.images import encode, photo
 
 ASK = {"query": "q", "documents": ["a", "b"]}
 
@@ -147,3 +149,63 @@ def inodes(*tables: str) -> set[str]:
     """The inodes of every network socket of this host."""
     lines = (line for table in tables for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:])
     return {line.split()[9] for line in lines}
+
+
+PICTURES = [{"image": base64.b64encode(encode(photo(96, 64, seed=seed), "PNG")).decode()} for seed in (7, 8)]
+
+
+def keep_warm_twice(service: Service, tenant: Tenant) -> tuple[int, int, int]:
+    """Open a session, ask twice, close it: images found at hand, then tokens computed, first and second time."""
+    body = {"query": "a striped thing", "documents": PICTURES}
+    with service.client(tenant.key) as client:
+        session = client.post("/v1/sessions", json={}).json()["id"]
+        first, second = (
+            client.post("/v1/rerank", json={**body, "session_id": session}).json()["meta"]["session"]
+            for _ in range(2)
+        )
+        assert client.delete(f"/v1/sessions/{session}").status_code == 204
+    return first["reused_images"], first["computed_tokens"], second["computed_tokens"]
+
+
+def test_each_tier_is_what_it_says_it_is_and_sessions_work_in_it(service: Service, acme: Tenant) -> None:
+    """A pool of two, a stranger in another pool, and one with weights of its own."""
+    tiers = {
+        "first-of-pool": ("isolation=pooled", "group=cheap"),
+        "second-of-pool": ("isolation=pooled", "group=cheap"),
+        "other-pool": ("isolation=pooled", "group=elsewhere"),
+        "by-itself": ("isolation=dedicated",),
+    }
+    tenants = {name: service.make_tenant(name) for name in tiers}
+    for name, changes in tiers.items():
+        service.tell("tenant", "policy", name, *changes)
+    for tenant in tenants.values():
+        reused, computed, computed_again = keep_warm_twice(service, tenant)
+        assert reused == 0, "also the second of the pool finds nothing of the first's"
+        assert computed > 0 and computed_again == 0
+    names = [worker.name for worker in service.workers()]
+    assert names.count("prc-g-cheap") == 1
+    assert names.count("prc-g-elsewher") == 1, "eight characters of its name"
+    assert not {tenants[name].worker_name for name in ("first-of-pool", "second-of-pool")} & set(names)
+    own = service.worker_of(tenants["by-itself"])
+    assert "--own-weights" in own.command and "--shared" not in own.command
+    if os.geteuid() == 0:
+        assert service.rerank(ASK, acme.key).status_code == 200
+        shares = {worker.pid: "/memfd:weights" in maps_of(worker) for worker in service.workers()}
+        assert not shares.pop(own.pid)
+        assert ".safetensors" not in maps_of(own)
+        assert shares[service.worker_of(acme).pid]
+
+
+def test_a_tier_without_its_group_is_refused_with_the_reason(service: Service, acme: Tenant) -> None:
+    for change, reason in (
+        ("isolation=pooled", "group: a pooled tenant needs a group"),
+        ("group=cheap", "group: must be null where isolation is isolated"),
+    ):
+        done = service.run("tenant", "policy", acme.name, change)
+        assert done.returncode == 1
+        assert reason in done.stderr
+    assert service.tell("tenant", "policy", acme.name)["isolation"] == "isolated"
+
+
+def maps_of(process: Process) -> str:
+    return Path(f"/proc/{process.pid}/maps").read_text()

@@ -16,7 +16,7 @@ import pytest
 
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet.local import LocalFleet
-from service.fleet.messages import SCORING, Assign, Cancel, EndSession, ScoreRequest
+from service.fleet.messages import SCORING, Assign, Cancel, EndSession, Forget, ScoreRequest
 from service.processes.children import ChildLost, Launch, bare_environ, start_child
 from service.processes.wire import Failure
 from tests.integration.fleet_conformance import ACME, BETA, job, until
@@ -188,8 +188,42 @@ async def test_a_worker_without_a_tenant_scores_nothing() -> None:
     await child.stop()
 
 
+@pytest.mark.parametrize(
+    ("assign", "tenant", "group"),
+    [
+        (Assign(ACME), BETA, None),
+        (Assign(ACME), ACME, "pool"),
+        (Assign(None, "pool"), ACME, "other-pool"),
+        (Assign(None, "pool"), ACME, None),
+        (Assign(None, "pool"), "pool", None),
+    ],
+)
+async def test_a_worker_ends_itself_rather_than_serve_another_party(
+    assign: Assign, tenant: str, group: str | None
+) -> None:
+    child = await start_child(fake_worker())
+    await child.tell(assign)
+    mine = ScoreRequest(1, assign.tenant or ACME, job(), time.monotonic() + 20, group=assign.group)
+    await child.ask(mine)
+    with pytest.raises(ChildLost):
+        await child.ask(ScoreRequest(2, tenant, job(), time.monotonic() + 20, group=group))
+    await child.stop()
+
+
+@pytest.mark.parametrize("again", [Assign(BETA), Assign(None, "pool"), Assign(ACME, "pool"), Assign(None)])
+async def test_a_worker_is_assigned_once(again: Assign) -> None:
+    child = await start_child(fake_worker())
+    await child.tell(Assign(ACME))
+    await child.tell(Assign(ACME))
+    await child.ask(ScoreRequest(1, ACME, job(), time.monotonic() + 20))
+    await child.tell(again)
+    async with asyncio.timeout(10):
+        await asyncio.shield(child.lost)
+    await child.stop()
+
+
 async def test_a_worker_without_a_tenant_has_no_jobs_to_drop_and_no_sessions_to_end() -> None:
-    for message in (Cancel(1), EndSession("s")):
+    for message in (Cancel(1), EndSession("s", ACME), Forget(ACME)):
         child = await start_child(fake_worker())
         await child.tell(message)
         async with asyncio.timeout(2):

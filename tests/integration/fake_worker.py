@@ -6,12 +6,12 @@ The query's text is a command, `NAME ARGUMENT`; anything else scores candidates 
     hang SECONDS     deaf to all of that
     meet NUMBER      until so many jobs are here at once, with the same command
     running          scores: how many jobs are here now, this one included
-    session          scores: how many sessions are kept; `reused_images`: how many jobs its session had before
+    session          scores: how many sessions of this tenant are kept; `reused_images`: how many jobs its session had before
     compile          one kernel more
     exit             the process ends
     too-long, whole, fail, raise TEXT, nan, uid, open PATH
 
-`--model` is how it starts: `puppet`, `missing`, `silent`.
+`--model` is how it starts: `puppet`, `missing`, `silent`; `puppet-own-missing` is missing for who wants own weights.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Running:
     """One job, on a thread of its own."""
 
     job: Job
+    tenant: str = ""
     deadline_s: float = math.inf
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -58,7 +59,7 @@ class Puppet:
     def __init__(self) -> None:
         self.compilations = 0
         self._running: dict[int, Running] = {}
-        self._sessions: Counter[str] = Counter()
+        self._sessions: Counter[tuple[str, str]] = Counter()
         self._met: set[str] = set()
         self._changed = threading.Condition()
 
@@ -71,14 +72,15 @@ class Puppet:
         job: Job,
         done: Done,
         *,
+        tenant: str = "",
         session: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        running = Running(job, math.inf if deadline_s is None else deadline_s)
+        running = Running(job, tenant, math.inf if deadline_s is None else deadline_s)
         with self._changed:
-            before = 0 if session is None else self._sessions[session]
+            before = 0 if session is None else self._sessions[tenant, session]
             if session is not None:
-                self._sessions[session] += 1
+                self._sessions[tenant, session] += 1
             self._running[ticket] = running
             self._changed.notify_all()
 
@@ -103,9 +105,14 @@ class Puppet:
                 running.cancelled.set()
             self._changed.notify_all()
 
-    def end_session(self, session: str) -> None:
+    def end_session(self, session: str, *, tenant: str = "") -> None:
         with self._changed:
-            del self._sessions[session]
+            del self._sessions[tenant, session]
+
+    def forget(self, tenant: str) -> None:
+        with self._changed:
+            for key in [key for key in self._sessions if key[0] == tenant]:
+                del self._sessions[key]
 
     def _obey(self, running: Running) -> Scores:
         job = running.job
@@ -122,7 +129,8 @@ class Puppet:
         elif command == "running":
             margins = (float(len(self._running)),) * len(margins)
         elif command == "session":
-            margins = (float(len(self._sessions)),) * len(margins)
+            mine = sum(tenant == running.tenant for tenant, _ in self._sessions)
+            margins = (float(mine),) * len(margins)
         elif command == "exit":
             os._exit(1)
         elif command == "compile":
@@ -168,7 +176,7 @@ def _can_read(path: str) -> bool:
 
 
 def _load(options: argparse.Namespace) -> Reranker:
-    if options.model == "missing":
+    if options.model == "missing" or (options.model == "puppet-own-missing" and options.own_weights):
         raise ModelNotFound("no model called missing")
     if options.model == "silent":
         time.sleep(60)

@@ -14,9 +14,10 @@ import pytest
 
 from models import Item, Job, JobTooLong, ModelFailed, Pixels
 from service.errors import BadRequest, Contained, DeadlineExceeded, DocumentTooLong, Overloaded
-from service.fleet.router import Fleet
+from service.fleet.router import Fleet, Party
 
 ACME, BETA = "5f0c1a2b-acme", "9e8d7c6b-beta"
+POOL, OTHER_POOL = Party(group="pool"), Party(group="other-pool")
 
 
 def job(query: str = "length", *texts: str) -> Job:
@@ -149,6 +150,73 @@ class FleetConformance:
         await fleet.end_session(BETA, "t")  # another tenant's, who has no worker
         scored = await fleet.score(ACME, job("session", "a"), deadline_s=20, session="t")
         assert (scored.scores.reused_images, scored.scores.margins) == (1, (1.0,))
+
+    async def test_the_tenants_of_a_group_share_a_worker_and_nobody_else_gets_in(self, fleet: Fleet) -> None:
+        together = [fleet.score(each, job("meet 2"), deadline_s=60, party=POOL) for each in (ACME, BETA)]
+        first, second = await asyncio.gather(*together)
+        assert first.worker == second.worker
+        stranger = await fleet.score("stranger", job(), deadline_s=60, party=OTHER_POOL)
+        assert stranger.worker != first.worker
+        (state,) = (state for state in fleet.workers() if state.pid == first.worker)
+        assert (state.tenant, state.group, set(state.tenants)) == (None, "pool", {ACME, BETA})
+        assert not state.own_weights
+
+    async def test_a_tenant_of_the_pool_is_not_one_that_bears_the_groups_name(self, fleet: Fleet) -> None:
+        pooled = await fleet.score(ACME, job(), deadline_s=60, party=POOL)
+        alone = await fleet.score("pool", job(), deadline_s=60)
+        assert pooled.worker != alone.worker
+
+    async def test_no_tenant_is_scored_in_another_ones_party(self, fleet: Fleet) -> None:
+        with pytest.raises(ValueError, match="another tenant"):
+            await fleet.score(ACME, job(), deadline_s=20, party=Party(BETA))
+
+    async def test_sessions_of_pooled_tenants_are_their_own_even_under_one_name(self, fleet: Fleet) -> None:
+        for tenant, reused in ((ACME, 0), (ACME, 1), (BETA, 0), (BETA, 1)):
+            scored = await fleet.score(tenant, job("session", "a"), deadline_s=60, session="s", party=POOL)
+            assert (scored.scores.reused_images, scored.scores.margins) == (reused, (1.0,))
+        await fleet.end_session(BETA, "s")
+        for tenant, kept in ((BETA, 0.0), (ACME, 1.0)):
+            scored = await fleet.score(tenant, job("session", "a"), deadline_s=60, party=POOL)
+            assert scored.scores.margins == (kept,)
+
+    async def test_one_pooled_tenants_full_line_is_no_neighbours(self, fleet: Fleet) -> None:
+        await fleet.score(ACME, job(), deadline_s=60, party=POOL)
+        tasks = [
+            asyncio.create_task(fleet.score(ACME, job("sleep 15"), deadline_s=60, party=POOL))
+            for _ in range(6)
+        ]
+        await until(lambda: fleet.waiting == 4)
+        with pytest.raises(Overloaded):
+            await fleet.score(ACME, job(), deadline_s=60, party=POOL)
+        waits = asyncio.create_task(fleet.score(BETA, job(), deadline_s=60, party=POOL))
+        await until(lambda: fleet.waiting == 5)
+        for task in tasks[:2]:
+            task.cancel()
+        assert (await waits).scores.margins == (1.0, 3.0, 2.0), "its turn comes before the others of the line"
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def test_a_tenant_may_move_and_its_session_ends_wherever_it_was(self, fleet: Fleet) -> None:
+        parties = (POOL, Party(ACME, own_weights=True))
+        for party in parties:
+            await fleet.score(ACME, job("session", "a"), deadline_s=60, session="s", party=party)
+        await fleet.end_session(ACME, "s")
+        for party in parties:
+            scored = await fleet.score(ACME, job("session", "a"), deadline_s=60, party=party)
+            assert scored.scores.margins == (0.0,)
+
+    async def test_weights_of_its_own_come_with_a_worker_that_serves_nobody_else(self, fleet: Fleet) -> None:
+        await until(lambda: fleet.ready, 60)
+        before = {state.pid for state in fleet.workers()}
+        scored = await fleet.score(ACME, job(), deadline_s=60, party=Party(ACME, own_weights=True))
+        assert scored.worker not in before, "no spare of the others is taken"
+        other = await fleet.score(BETA, job(), deadline_s=60)
+        assert other.worker != scored.worker
+        assert {state.pid: state.own_weights for state in fleet.workers() if state.tenant} == {
+            scored.worker: True,
+            other.worker: False,
+        }
 
     async def test_jobs_in_line_when_their_session_ends_leave_nothing_behind(self, fleet: Fleet) -> None:
         await fleet.score(ACME, job("session", "a"), deadline_s=20, session="s")

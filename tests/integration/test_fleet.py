@@ -15,8 +15,9 @@ import pytest
 from models import DEMO, Item, Job, Pixels
 from service.errors import Overloaded
 from service.fleet.local import LocalFleet
+from service.fleet.router import Party
 from service.fleet.starts import KEPT_BYTES
-from tests.integration.fleet_conformance import ACME, BETA, FleetConformance, job, until
+from tests.integration.fleet_conformance import ACME, BETA, POOL, FleetConformance, job, until
 
 FAKE = "tests.integration.fake_worker"
 
@@ -70,7 +71,7 @@ async def test_a_spare_is_given_for_life_and_another_is_prepared() -> None:
 
 
 async def test_an_idle_worker_retires_but_not_one_to_be_kept_warm() -> None:
-    async with running(spare_workers=0, idle_s=0.3, keep_warm=(BETA,)) as fleet:
+    async with running(spare_workers=0, idle_s=0.3, keep_warm=(Party(BETA),)) as fleet:
         await until(lambda: BETA in assigned(fleet))
         warm = assigned(fleet)[BETA]
         first = await fleet.score(ACME, job(), deadline_s=20)
@@ -236,6 +237,42 @@ async def test_the_embedded_model_scores_in_a_confined_worker() -> None:
                 assert "\nCapEff:\t0000000000000000" in status
 
 
+async def test_a_worker_with_weights_of_its_own_is_kept_warm_but_never_as_a_spare() -> None:
+    warm = Party(ACME, own_weights=True)
+    async with running(spare_workers=1, idle_s=0.3, keep_warm=(warm, POOL)) as fleet:
+        await until(lambda: len([state for state in fleet.workers() if state.state == "assigned"]) == 2, 60)
+        own = {state.tenant or state.group: state.own_weights for state in fleet.workers()}
+        assert {name: kept for name, kept in own.items() if name} == {ACME: True, "pool": False}
+        await until(lambda: spares(fleet))
+        await asyncio.sleep(0.5)
+        assert not [state for state in fleet.workers() if state.state == "spare" and state.own_weights]
+        assert (await fleet.score(ACME, job(), deadline_s=60, party=warm)).worker == next(
+            state.pid for state in fleet.workers() if state.tenant == ACME
+        )
+
+
+async def test_what_a_shared_worker_keeps_of_a_tenant_that_is_long_away_is_wiped() -> None:
+    async with running(spare_workers=0, idle_s=0.4, keep_warm=(POOL,)) as fleet:
+        await fleet.score(ACME, job("session", "a"), deadline_s=60, session="s", party=POOL)
+        await until(lambda: not any(state.tenants for state in fleet.workers()))
+        scored = await fleet.score(ACME, job("session", "a"), deadline_s=60, party=POOL)
+        assert scored.scores.margins == (0.0,)
+
+
+async def test_who_waits_for_weights_of_its_own_holds_up_nobody_else() -> None:
+    async with running(spare_workers=1, max_workers=2, model="puppet-own-missing") as fleet:
+        await until(lambda: spares(fleet), 60)
+        asked = [
+            asyncio.create_task(fleet.score(tenant, job(), deadline_s=60, party=party))
+            for tenant, party in ((ACME, Party(ACME, own_weights=True)), (BETA, None))
+        ]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(outcomes[0], Overloaded) and outcomes[0].reason == "worker_start"
+        assert not isinstance(outcomes[1], BaseException)
+        assert fleet.ready, "other tenants can be served"
+        assert fleet.reason is not None and "started" in fleet.reason
+
+
 async def test_too_many_tenants_to_keep_warm_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="keep warm"):
-        LocalFleet(model="puppet", max_workers=1, keep_warm=("a", "b"))
+        LocalFleet(model="puppet", max_workers=1, keep_warm=(Party("a"), Party("b")))

@@ -138,7 +138,7 @@ def make(
     model: Arithmetic, *, threads: int = 1, pack_tokens: int = 100, cache_bytes: int = 1 << 20
 ) -> Engine:
     limits = Limits(threads=threads, pack_tokens=pack_tokens, cache_bytes=cache_bytes, session_bytes=1 << 20)
-    return Engine(model, Hasher(b"weights"), limits)
+    return Engine(model, b"weights", limits)
 
 
 def hold_up(engine: Engine, model: Arithmetic, answers: Answers) -> None:
@@ -342,7 +342,7 @@ class TestSessions:
     def test_what_was_pinned_is_overwritten_at_the_end(self, model: Arithmetic, answers: Answers) -> None:
         engine = make(model)
         self.ask(engine, answers, 0, self.JOB)
-        pins = engine._sessions["s"]
+        pins = engine._stores[""].sessions["s"]
         tensors = [*pins.features.values()]
         for memory in pins.prefixes.values():
             tensors += [*memory.recall(0)]
@@ -356,7 +356,7 @@ class TestSessions:
     def test_a_running_job_is_not_robbed(self, model: Arithmetic, answers: Answers) -> None:
         engine = make(model)
         self.ask(engine, answers, 1, self.JOB)
-        pins = engine._sessions["s"]
+        pins = engine._stores[""].sessions["s"]
         model.gate.clear()
         other = Job(Item("another"), self.JOB.candidates)
         engine.begin(2, other, answers.take(2), session="s")
@@ -415,3 +415,86 @@ def test_a_cache_keeps_copies() -> None:
 def _no_engine_left_waiting(model: Arithmetic) -> Iterator[None]:
     yield
     model.gate.set()
+
+
+class TestTenants:
+    JOB = Job(Item("q", picture(1)), (Item("d", picture(2)), Item("e")))
+
+    def ask(
+        self, engine: Engine, answers: Answers, ticket: int, tenant: str, session: str | None = None
+    ) -> Scores:
+        engine.begin(ticket, self.JOB, answers.take(ticket), tenant=tenant, session=session)
+        return answers.scores(ticket)
+
+    def test_what_was_seen_for_one_is_not_found_by_another(self, model: Arithmetic, answers: Answers) -> None:
+        engine = make(model)
+        reused = [
+            self.ask(engine, answers, ticket, tenant).reused_images
+            for ticket, tenant in enumerate(("a", "a", "b", "b"))
+        ]
+        assert reused == [0, 2, 0, 2]
+
+    def test_one_tenants_images_crowd_out_nobody_elses(self, model: Arithmetic, answers: Answers) -> None:
+        engine = make(model, cache_bytes=3 * HIDDEN * 4 * 2)  # two pictures
+        self.ask(engine, answers, 0, "a")
+        for ticket in range(1, 9):
+            job = Job(Item("q"), (Item("d", picture(ticket + 50)),))
+            engine.begin(ticket, job, answers.take(ticket), tenant="b")
+            answers.scores(ticket)
+        assert self.ask(engine, answers, 9, "a").reused_images == 2
+
+    def test_keys_of_two_tenants_never_meet(self, model: Arithmetic, answers: Answers) -> None:
+        engine = make(model)
+        for ticket, tenant in enumerate("ab"):
+            self.ask(engine, answers, ticket, tenant)
+        keys = [set(engine._stores[tenant].cache._kept) for tenant in "ab"]
+        assert len(keys[0]) == len(keys[1]) == 2
+        assert keys[0].isdisjoint(keys[1])
+
+    def test_no_pack_holds_two_tenants(self, model: Arithmetic, answers: Answers) -> None:
+        engine = make(model)
+        hold_up(engine, model, answers)
+        for ticket, tenant in ((1, "a"), (2, "b"), (3, "a"), (4, "b")):
+            engine.begin(ticket, texts(f"query {ticket}", "a", "b"), answers.take(ticket), tenant=tenant)
+        model.gate.set()
+        answers.wait(5)
+        assert [len(packed.parts) for packed in model.packs] == [1, 2, 2]
+
+    def test_forgetting_overwrites_all_of_one_tenant_and_nothing_of_another(
+        self, model: Arithmetic, answers: Answers
+    ) -> None:
+        engine = make(model)
+        for ticket, (tenant, session) in enumerate((("a", None), ("a", "s"), ("b", None), ("b", "s"))):
+            self.ask(engine, answers, ticket, tenant, session)
+        kept = {
+            tenant: [
+                *engine._stores[tenant].cache._kept.values(),
+                *engine._stores[tenant].sessions["s"].features.values(),
+            ]
+            for tenant in "ab"
+        }
+        assert all(len(tensors) == 4 for tensors in kept.values())
+        engine.forget("a")
+        engine.forget("never seen")
+        assert all(tensor.abs().sum() == 0 for tensor in kept["a"])
+        assert all(tensor.abs().sum() > 0 for tensor in kept["b"])
+        assert self.ask(engine, answers, 8, "a").reused_images == 0
+        assert self.ask(engine, answers, 9, "b", "s").computed_tokens == 0
+
+    def test_who_is_forgotten_while_a_job_runs_is_not_robbed(
+        self, model: Arithmetic, answers: Answers
+    ) -> None:
+        engine = make(model)
+        self.ask(engine, answers, 0, "a")
+        store = engine._stores["a"]
+        model.gate.clear()
+        engine.begin(1, self.JOB, answers.take(1), tenant="a")
+        time.sleep(0.05)
+        engine.forget("a")
+        assert store.cache.size_bytes > 0
+        model.gate.set()
+        assert answers.scores(1).margins == expected(self.JOB)
+        deadline_s = time.monotonic() + 5
+        while store.cache.size_bytes and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert store.cache.size_bytes == 0

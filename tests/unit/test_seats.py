@@ -11,7 +11,7 @@ import pytest
 
 from models import Item, Job, Pixels
 from service.errors import Overloaded
-from service.fleet.router import Ticket
+from service.fleet.router import Party, Ticket
 from service.fleet.seats import Rules, Seat, Seating
 from service.processes.children import Child
 
@@ -27,17 +27,27 @@ RULES = Rules(
 )
 
 
-def ticket(tenant: str, number: int = 1, *, arrived_s: float = 0.0, pixel_bytes: int = 0) -> Ticket:
+def ticket(
+    tenant: str, number: int = 1, *, arrived_s: float = 0.0, pixel_bytes: int = 0, party: Party | None = None
+) -> Ticket:
     image = Pixels(pixel_bytes // 3, 1, bytes(pixel_bytes)) if pixel_bytes else None
     answer = asyncio.get_running_loop().create_future()
-    made = Ticket(number, tenant, Job(Item("q"), (Item("c", image),)), 60.0, None, answer)
+    made = Ticket(
+        number, tenant, party or Party(tenant), Job(Item("q"), (Item("c", image),)), 60.0, None, answer
+    )
     made.arrived_s = arrived_s
     return made
 
 
-def seat(tenant: str | None = None) -> Seat:
+def seat(of: str | Party | None = None, *, own_weights: bool = False) -> Seat:
     """A live worker, as far as the rules look at it."""
-    return Seat(cast(Child, SimpleNamespace(alive=True, pid=1)), tenant)
+    party = Party(of, own_weights=own_weights) if isinstance(of, str) else of
+    return Seat(cast(Child, SimpleNamespace(alive=True, pid=1)), party, own_weights)
+
+
+def tenant_of(seat: Seat) -> str:
+    assert seat.party is not None and seat.party.tenant is not None
+    return seat.party.tenant
 
 
 def seating(*seats: Seat, **changes: Any) -> Seating:
@@ -81,7 +91,7 @@ async def test_a_job_whose_worker_died_is_alone_at_the_next_one() -> None:
     rows.join(fresh)
     for each in (first, second):
         each.attempts = 1
-    rows.line("acme").rejoin([first, second])
+    rows.line(Party("acme")).rejoin([first, second])
     for now, each in enumerate((first, second, fresh)):
         assert rows.call(now) == [(acme, each)]
         assert rows.call(now) == []
@@ -122,14 +132,14 @@ async def test_who_waits_for_a_seat_empties_one_worker_and_after_as_long_again_a
     seats = [seat(name) for name in "abc"]
     rows = seating(*seats, seat())
     for number, holder in enumerate(seats):
-        holder.take(ticket(str(holder.tenant), number), 100.0 + number)
+        holder.take(ticket(tenant_of(holder), number), 100.0 + number)
     rows.join(ticket("d", arrived_s=100.0))
 
-    def called(now: float) -> set[str | None]:
+    def called(now: float) -> set[str]:
         """Who still gets jobs; everybody asks for more, and later than d."""
         for holder in seats:
-            rows.join(ticket(str(holder.tenant), arrived_s=now))
-        return {holder.tenant for holder, _ in rows.call(now)}
+            rows.join(ticket(tenant_of(holder), arrived_s=now))
+        return {tenant_of(holder) for holder, _ in rows.call(now)}
 
     assert called(104.0) == {"a", "b", "c"}
     assert called(105.5) == {"b", "c"}, "nothing was sent to a for longest"
@@ -145,11 +155,11 @@ async def test_who_waits_for_a_seat_empties_one_worker_and_after_as_long_again_a
 
 async def test_a_line_that_has_waited_longer_is_served_first_and_a_warm_worker_stays() -> None:
     old, warm = seat("old"), seat("warm")
-    rows = seating(old, warm, seat(), max_workers=2, keep_warm=("warm",))
+    rows = seating(old, warm, seat(), max_workers=2, keep_warm=(Party("warm"),))
     rows.join(ticket("old", arrived_s=1.0))
     rows.join(ticket("d", arrived_s=2.0))
     rows.join(ticket("warm", arrived_s=3.0))
-    assert {holder.tenant for holder, _ in rows.call(60.0)} == {"old", "warm"}
+    assert {tenant_of(holder) for holder, _ in rows.call(60.0)} == {"old", "warm"}
 
 
 async def test_nobody_is_made_to_go_where_no_worker_could_take_the_seat() -> None:
@@ -174,3 +184,87 @@ async def test_what_nobody_waits_for_is_dropped_but_not_by_a_worker_that_owes_an
     assert acme.drop(third, 101.0, doubt_s=30.0)
     assert not acme.finish(third, 102.0), "its answer was on the way"
     assert acme.jobs == 1
+
+
+POOL = Party(group="pool")
+
+
+async def test_the_tenants_of_a_group_take_turns_and_none_fills_the_line_for_the_others() -> None:
+    pool = seat(POOL)
+    rows = seating(pool, jobs_at_once=1)
+    eager = [ticket("eager", number, party=POOL) for number in range(5)]
+    modest = [ticket("modest", number, party=POOL) for number in range(2)]
+    for each in (*eager, *modest):
+        rows.join(each)
+    with pytest.raises(Overloaded):
+        eager[4].answer.result()
+    served = []
+    for now in range(6):
+        ((_, called),) = rows.call(float(now))
+        served.append(called)
+        pool.finish(called, now)
+    assert served == [eager[0], modest[0], eager[1], modest[1], eager[2], eager[3]]
+    assert set(pool.state(9.0).tenants) == {"eager", "modest"}
+
+
+async def test_what_a_dead_worker_had_goes_first_and_then_the_turns_go_on() -> None:
+    rows = seating(pool := seat(POOL), jobs_at_once=1)
+    had = [ticket("b", 1, party=POOL), ticket("a", 2, party=POOL)]
+    waiting = [ticket("a", 3, party=POOL), ticket("b", 4, party=POOL), ticket("c", 5, party=POOL)]
+    for each in waiting:
+        rows.join(each)
+    rows.line(POOL).rejoin(had)
+    assert len(rows.line(POOL)) == 5
+    served = []
+    for now in range(5):
+        ((_, called),) = rows.call(float(now))
+        served.append(called)
+        pool.finish(called, now)
+    assert served == [had[0], had[1], waiting[2], waiting[1], waiting[0]]
+
+
+async def test_a_party_with_weights_of_its_own_never_gets_a_seat_that_maps_the_shared_ones() -> None:
+    own = Party("acme", own_weights=True)
+    shared, apart = seat(), seat(own_weights=True)
+    rows = seating(shared, apart)
+    rows.join(ticket("acme", party=own))
+    assert rows.missing() == [own]
+    assert (rows.spares(), rows.spares(own_weights=True)) == ([shared], [apart])
+    assert rows.outdated(apart.used_s + 901.0) == [apart], "nobody keeps spares of that kind"
+
+
+async def test_who_waits_for_weights_of_its_own_makes_room_although_nothing_is_loaded_yet() -> None:
+    idle = seat("idle")
+    rows = seating(idle, max_workers=1)
+    rows.join(ticket("acme", party=Party("acme", own_weights=True)))
+    assert rows.oldest_idle(9.0) is idle
+    rows.failing.add(True)
+    assert rows.oldest_idle(9.0) is None, "it could not be loaded anyway"
+
+
+async def test_a_shared_worker_forgets_who_was_long_away_or_moved_but_never_who_has_work_there() -> None:
+    pool, alone = seat(POOL), seat("moved")
+    rows = seating(pool, alone, idle_s=100.0)
+    for number, tenant in enumerate(("away", "moved", "busy", "fresh")):
+        job = ticket(tenant, number, party=POOL)
+        pool.take(job, 90.0 if tenant == "fresh" else 1.0)
+        if tenant != "busy":
+            pool.finish(job, 95.0 if tenant == "fresh" else 2.0)
+    moved = ticket("moved", 9)
+    alone.take(moved, 50.0)
+    alone.finish(moved, 51.0)
+    assert rows.leaving(60.0) == [(pool, "moved")]
+    assert rows.leaving(150.0) == [(pool, "away"), (pool, "moved")]
+    rows.join(ticket("away", 10, party=POOL))
+    assert rows.leaving(150.0) == [(pool, "moved")]
+    assert rows.homes("moved") == [pool, alone]
+
+
+async def test_a_tenants_own_worker_goes_at_once_when_the_tenant_has_moved() -> None:
+    own, pool = seat("acme"), seat(POOL)
+    rows = seating(own, pool)
+    for holder, party, now in ((own, None, 1.0), (pool, POOL, 5.0)):
+        job = ticket("acme", party=party)
+        holder.take(job, now)
+        holder.finish(job, now + 1)
+    assert rows.outdated(10.0) == [own]

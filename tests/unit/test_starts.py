@@ -38,7 +38,7 @@ def test_a_worker_shares_what_is_offered_or_else_sealed_weights_or_has_its_own(s
     offered, sealed, own = starts.begin(offer=7), starts.begin(), starts.begin(share=False)
     assert (given(offered.argv), offered.shared) == (("--offer", "7"), 7)
     assert sealed.shared is not None and given(sealed.argv) == ("--shared", str(sealed.shared))
-    assert (given(own.argv), own.shared) == ((), None)
+    assert (given(own.argv), own.shared) == (("--own-weights",), None)
     assert starts.begin(share=False, offer=7).shared is None
 
 

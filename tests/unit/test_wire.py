@@ -17,7 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import Item, Job, ModelCard, Pixels, Scores
-from service.fleet.messages import SCORING, Assign, Cancel, EndSession, ScoreReply, ScoreRequest, TooLong
+from service.fleet.messages import (
+    SCORING,
+    Assign,
+    Cancel,
+    EndSession,
+    Forget,
+    ScoreReply,
+    ScoreRequest,
+    TooLong,
+)
 from service.processes.sandbox import Measure
 from service.processes.wire import (
     COMMON,
@@ -32,7 +41,7 @@ from service.processes.wire import (
     WireError,
 )
 
-MESSAGES = (Hello, Beat, Failure, Assign, ScoreRequest, Cancel, EndSession, ScoreReply, TooLong)
+MESSAGES = (Hello, Beat, Failure, Assign, ScoreRequest, Cancel, EndSession, Forget, ScoreReply, TooLong)
 SMALL = SCORING.with_limits(Limits(envelope_bytes=4096, frame_bytes=16_384))
 
 ints = st.integers(min_value=0, max_value=2**63 - 1)
@@ -67,10 +76,11 @@ messages = st.one_of(
     st.builds(Hello, ints, st.none() | cards, st.lists(measures, max_size=3).map(tuple), numbers),
     st.just(Beat()),
     st.builds(Failure, ints, texts, texts),
-    st.builds(Assign, texts),
-    st.builds(ScoreRequest, ints, texts, jobs, floats, st.none() | texts),
+    st.builds(Assign, st.none() | texts, st.none() | texts),
+    st.builds(ScoreRequest, ints, texts, jobs, floats, st.none() | texts, st.none() | texts),
     st.builds(Cancel, ints),
-    st.builds(EndSession, texts),
+    st.builds(EndSession, texts, texts),
+    st.builds(Forget, texts),
     st.builds(ScoreReply, ints, scores, floats, ints),
     st.builds(TooLong, ints, ints, ints),
 )
@@ -156,7 +166,7 @@ def test_a_frame_cut_anywhere_is_refused(message: object, data: st.DataObject) -
     [
         ["Failure", [1, "code", "detail"], []],
         ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {"a": 1.0}], 1.0, 0], []],
-        ["ScoreRequest", [1, "t", [["q", None], [["c", None]], None, None, True], 1.0, None], []],
+        ["ScoreRequest", [1, "t", [["q", None], [["c", None]], None, None, True], 1.0, None, None], []],
     ],
 )
 def test_what_the_next_test_changes_is_a_message(whole: Any) -> None:
@@ -188,12 +198,12 @@ def test_what_the_next_test_changes_is_a_message(whole: Any) -> None:
         ["ScoreReply", [1, [1.0, 1, 1, 1, [], 0, {}], 1.0, 0], []],
         [
             "ScoreRequest",
-            [1, "t", [["q", None], [[None, None]], None, None, True], 1.0, None],
+            [1, "t", [["q", None], [[None, None]], None, None, True], 1.0, None, None],
             [],
         ],  # an empty item
         [
             "ScoreRequest",
-            [1, "t", [["q", [1, 1, 3]], [], None, None, True], 1.0, None],
+            [1, "t", [["q", [1, 1, 3]], [], None, None, True], 1.0, None, None],
             [],
         ],  # bytes that did not come
         None,
@@ -212,7 +222,7 @@ def test_pixels_of_another_size_than_they_say_are_refused() -> None:
         return forged(
             [
                 "ScoreRequest",
-                [1, "t", [["q", [width, 1, length]], [], None, None, True], 1.0, None],
+                [1, "t", [["q", [width, 1, length]], [], None, None, True], 1.0, None, None],
                 [len(payload)],
             ],
             payload,

@@ -106,10 +106,8 @@ class Entrance:
             raise BodyTooLarge(f"The body is larger than {BODY_BYTES} bytes.", limit=BODY_BYTES)
         return body
 
-    async def once(
-        self, request: Request, act: Callable[[bytes, Actor], Awaitable[Told]]
-    ) -> tuple[Response, bool]:
-        """The answer of `act`, which gets the body, and whether it was done now or is the answer of before.
+    async def once(self, request: Request, act: Callable[[bytes, Actor], Awaitable[Told]]) -> Response:
+        """The answer of `act`, which gets the body; or the one of before, where this is the same request again.
 
         With an `Idempotency-Key` the answer is kept in the same transaction as what `act` did. Raises
         `RepeatDiffers`, `RepeatUnderWay`, and what `act` raises; nothing is kept then.
@@ -119,7 +117,7 @@ class Entrance:
         actor = self.actor(request)
         if name is None:
             told = await act(body, actor)
-            return respond(request, told, actor), True
+            return respond(request, told, actor)
         if IDEMPOTENCY_KEY.fullmatch(name) is None:
             raise BadRequest(
                 "Idempotency-Key is 1 to 255 printable ASCII characters without spaces.",
@@ -136,10 +134,10 @@ class Entrance:
                 told = await act(body, actor)
                 await self._repeats.keep(caller.tenant, who, name, digest, _keep(told, actor))
         if kept is None:
-            return respond(request, told, actor), True
+            return respond(request, told, actor)
         actor.receipt = str(kept.receipt) if kept.receipt is not None else None
         told = Told(**orjson.loads(kept.answer))
-        return respond(request, told, actor, {"Idempotency-Replayed": "true"}), False
+        return respond(request, told, actor, {"Idempotency-Replayed": "true"})
 
 
 def let_in(request: Request) -> None:

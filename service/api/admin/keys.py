@@ -91,8 +91,7 @@ def build_keys_router(
             )
             return Told(issue(key, text), 201, {"Location": f"{request.url.path}/{key.id}"})
 
-        response, _done = await entrance.once(request, act)
-        return response
+        return await entrance.once(request, act)
 
     @router.get(
         "",
@@ -171,8 +170,7 @@ def build_keys_router(
             )
             return Told(issue(key, text, ends_at))
 
-        response, _done = await entrance.once(request, act)
-        return response
+        return await entrance.once(request, act)
 
     @router.delete(
         "/{key_id}",
@@ -204,7 +202,7 @@ def build_keys_router(
             asked = parse(body, Incident)
             return Told(tell(await switch.contain_key(actor, tenant.id, key_id, reason=asked.reason)))
 
-        response, _done = await entrance.once(request, act)
+        response = await entrance.once(request, act)
         await enforcement.enforce()
         return response
 
@@ -224,8 +222,7 @@ def build_keys_router(
             asked = parse(body, Incident)
             return Told(tell(await switch.release_key(actor, tenant.id, key_id, reason=asked.reason)))
 
-        response, _done = await entrance.once(request, act)
-        return response
+        return await entrance.once(request, act)
 
     return router
 

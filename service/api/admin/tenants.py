@@ -64,8 +64,7 @@ def build_tenants_router(
             tenant = await administration.create_tenant(actor, asked.name, policy)
             return Told(tell(tenant), 201, {"Location": f"/admin/v1/tenants/{tenant.id}"})
 
-        response, _done = await entrance.once(request, act)
-        return response
+        return await entrance.once(request, act)
 
     @router.get(
         "", name="tenant_list", response_model=TenantPage, responses=refusals(422), summary="List tenants"
@@ -121,10 +120,9 @@ def build_tenants_router(
     async def suspend_tenant(request: Request, tenant_id: str) -> Response:
         """Every key of it is refused within two seconds; requests under way may end. Twice is as good as once."""
         tenant = await _platforms(request, tenant_id)
-        response, _done = await entrance.once(
+        return await entrance.once(
             request, lambda _body, actor: _told(administration.suspend(actor, tenant.id))
         )
-        return response
 
     @router.post(
         "/{tenant_id}/resume",
@@ -137,10 +135,9 @@ def build_tenants_router(
     async def resume_tenant(request: Request, tenant_id: str) -> Response:
         """Its keys work again, but for those that are revoked, expired or contained."""
         tenant = await _platforms(request, tenant_id)
-        response, _done = await entrance.once(
+        return await entrance.once(
             request, lambda _body, actor: _told(administration.resume(actor, tenant.id))
         )
-        return response
 
     @router.delete(
         "/{tenant_id}",
@@ -179,10 +176,9 @@ def build_tenants_router(
     async def restore_tenant(request: Request, tenant_id: str) -> Response:
         """As long as it is not purged. Its keys work again as they did."""
         tenant = await _platforms(request, tenant_id)
-        response, _done = await entrance.once(
+        return await entrance.once(
             request, lambda _body, actor: _told(administration.restore(actor, tenant.id))
         )
-        return response
 
     @router.post(
         "/{tenant_id}/contain",
@@ -204,7 +200,7 @@ def build_tenants_router(
             asked = parse(body, Incident)
             return Told(tell(await switch.contain(actor, tenant.id, reason=asked.reason)))
 
-        response, _done = await entrance.once(request, act)
+        response = await entrance.once(request, act)
         await enforcement.enforce()
         return response
 
@@ -224,8 +220,7 @@ def build_tenants_router(
             asked = parse(body, Incident)
             return Told(tell(await switch.release(actor, tenant.id, reason=asked.reason)))
 
-        response, _done = await entrance.once(request, act)
-        return response
+        return await entrance.once(request, act)
 
     async def _platforms(request: Request, tenant_id: str) -> Tenant:
         """The tenant of a path that only the platform's administrators may use."""

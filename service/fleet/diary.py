@@ -1,0 +1,53 @@
+"""What the log is told of workers: who came, who went and why, and never what a tenant sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from service.processes.parent import UNFORESEEN
+
+if TYPE_CHECKING:
+    from service.fleet.seats import Seat
+    from service.processes.children import Child
+
+
+class Diary:
+    """One fleet's."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger(source="fleet")
+
+    def hear(self, line: str) -> None:
+        """Keep what a worker says of its own bugs; what libraries print might repeat a tenant's text."""
+        if line.startswith(UNFORESEEN):
+            self._log.error("A worker failed in an unforeseen way.", action="request_failed", where=line)
+
+    def tell_ready(self, child: Child) -> None:
+        self._log.info(
+            "A worker is ready.", action="worker_ready", pid=child.pid, stages_ms=child.hello.stages_ms
+        )
+        broken = [measure.name for measure in child.hello.sandbox if not measure.held]
+        if broken:
+            self._log.warning(
+                "A worker is less confined than it should be.", action="sandbox", missing=broken
+            )
+
+    def tell_not_started(self, reason: str) -> None:
+        self._log.error("A worker cannot be started.", action="worker_lost", reason=reason)
+
+    def tell_retired(self, seat: Seat, why: str) -> None:
+        self._log.info("A worker retires.", action="worker_retire", **_whose(seat), reason=why)
+
+    def tell_lost(self, seat: Seat, reason: str) -> None:
+        self._log.warning("A worker is lost.", action="worker_lost", **_whose(seat), reason=reason)
+
+    def tell_broken(self) -> None:
+        self._log.critical("The fleet's dispatcher broke.", action="worker_lost")
+
+
+def _whose(seat: Seat) -> dict[str, Any]:
+    if seat.party is None or seat.party.group is None:
+        return {"pid": seat.child.pid, "tenant": None if seat.party is None else seat.party.tenant}
+    return {"pid": seat.child.pid, "group": seat.party.group}
