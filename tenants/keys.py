@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -51,6 +52,13 @@ KEY_NAME_LENGTH = 100
 MOST_CIDRS = 100
 MOST_OVERLAP_S = 30 * 86_400
 LIVE_SECRETS = 2
+HANDS_ON: Mapping[Role, frozenset[Role]] = MappingProxyType(
+    {
+        Role.TENANT_ADMIN: frozenset({Role.SEARCH, Role.TENANT_ADMIN, Role.AUDITOR}),
+        Role.PLATFORM_ADMIN: frozenset(Role),
+    }
+)
+"""Whose keys a role may make and change. Only the platform makes keys that reach over all tenants."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -182,6 +190,7 @@ class Keys:
         _check_name(changes.name)
         async with self._database.transaction(tenant) as connection:
             row = await self._read(connection, tenant, key_id, lock=True)
+            _refuse_beyond(Role(row.role), frozenset(map(Scope, row.scopes)), creator)
             values: dict[str, Any] = {}
             if changes.name is not None:
                 values["name"] = changes.name
@@ -201,12 +210,18 @@ class Keys:
         return read_key(row)
 
     async def rotate(
-        self, tenant: TenantId, key_id: str, *, overlap_s: float = 86_400.0
+        self,
+        tenant: TenantId,
+        key_id: str,
+        *,
+        overlap_s: float = 86_400.0,
+        creator: Caller | None = None,
     ) -> tuple[Key, str, datetime | None]:
         """A new secret for the key: the key, its new text, and when the old secret ends (None: it has ended).
 
         The old secret stays valid for `overlap_s`. Where two are live already the rotation is refused, but
-        with an overlap of 0: that ends all older ones at once. Raises `KeyNotFound`, `RotationRefused`.
+        with an overlap of 0: that ends all older ones at once. Whoever is told a key's text has its rights, so the
+        `creator` must have them already. Raises `KeyNotFound`, `RotationRefused`, `InvalidKeyRights`.
         """
         if not 0 <= overlap_s <= MOST_OVERLAP_S:
             raise RotationRefused(f"The overlap must be 0 to {MOST_OVERLAP_S} seconds.")
@@ -214,6 +229,7 @@ class Keys:
         secret = random_base62(SECRET_LENGTH)
         async with self._database.transaction(tenant) as connection:
             row = await self._read(connection, tenant, key_id, lock=True)
+            _refuse_beyond(Role(row.role), frozenset(map(Scope, row.scopes)), creator)
             now = await connection.scalar(select(func.clock_timestamp()))
             assert isinstance(now, datetime)
             if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
@@ -346,8 +362,7 @@ def _grant(role: Role, asked: Iterable[Scope] | None, creator: Caller | None) ->
     scopes = held if asked is None else frozenset(map(Scope, asked))
     if beyond := scopes - possible:
         raise _refuse_scopes(f"a key with the role {role} cannot have: {', '.join(sorted(beyond))}")
-    if lacking := scopes - held:
-        raise _refuse_scopes(f"you cannot hand on what you lack: {', '.join(sorted(lacking))}")
+    _refuse_beyond(role, scopes, creator)
     if not scopes:
         raise _refuse_scopes("a key needs at least one scope")
     return sorted(scopes)
@@ -355,6 +370,16 @@ def _grant(role: Role, asked: Iterable[Scope] | None, creator: Caller | None) ->
 
 def _refuse_scopes(why: str) -> InvalidKeyRights:
     return InvalidKeyRights((Fault("scopes", why),))
+
+
+def _refuse_beyond(role: Role, scopes: frozenset[Scope], creator: Caller | None) -> None:
+    """Raises `InvalidKeyRights` where a key has, or would have, more rights than who makes or changes it."""
+    if creator is None:
+        return
+    if role not in HANDS_ON.get(creator.role, frozenset()):
+        raise InvalidKeyRights((Fault("role", f"yours cannot hand on the role {role}"),))
+    if lacking := scopes - creator.scopes:
+        raise _refuse_scopes(f"you cannot hand on what you lack: {', '.join(sorted(lacking))}")
 
 
 def _check_name(name: str | None) -> None:
