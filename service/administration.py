@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from service.present_use import PresentUse
     from tenants.access import Caller, Role, Scope, TenantId
     from tenants.ceiling import Ceiling
+    from tenants.denials import Denial, Denials
     from tenants.directory import Directory, Tenant
     from tenants.keys import Changes, Key, Keys
     from tenants.lifecycle import Lifecycle
@@ -42,6 +43,7 @@ class Administration:
         directory: Directory,
         lifecycle: Lifecycle,
         keys: Keys,
+        denials: Denials,
         sessions: Sessions,
         use: PresentUse,
     ) -> None:
@@ -49,6 +51,7 @@ class Administration:
         self._directory = directory
         self._lifecycle = lifecycle
         self._keys = keys
+        self._denials = denials
         self._sessions = sessions
         self._use = use
 
@@ -212,6 +215,12 @@ class Administration:
             return await self._keys.revoke(tenant, key_id)
 
     # -- sessions -----------------------------------------------------------------------------------------------
+
+    async def deny_token(self, actor: Actor, tenant: TenantId, issuer: str, jti: str) -> Denial:
+        """Refuse a token or certificate everywhere within 2 s. Idempotent. Raises `InvalidName`, `TenantNotFound`."""
+        async with self._deeds.deed(actor, "token_deny", tenant=tenant) as deed:
+            deed.details = {"issuer": issuer, "jti": jti}
+            return await self._denials.deny(tenant, issuer, jti)
 
     async def close_session(self, actor: Actor, tenant: TenantId, session_id: str) -> None:
         """End a session; gateways wipe what their workers keep of it. Raises `SessionNotFound`."""

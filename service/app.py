@@ -25,6 +25,7 @@ from service.api.admin.shapes import BODIES
 from service.api.complaints import complaints, refuse
 from service.api.door import Door
 from service.api.identify import Identify
+from service.api.leaks import build_leaks_router
 from service.api.schemas import RerankRequest, SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
@@ -37,6 +38,8 @@ from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
 from service.fleet.router import Party
 from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, repeat, tidy
+from service.key_sets import KeySets
+from service.leaks import Leaks
 from service.ledger import Ledger
 from service.refusals import Refusals
 from service.rerank import Rerank
@@ -45,11 +48,14 @@ from service.screening.pool import Screen
 from service.upkeep import Upkeep
 from service.watch.logs import get_logger, where_it_broke
 from tenants.access import Access
+from tenants.certificates import Certificates
 from tenants.changes import Changes
 from tenants.database import Database
-from tenants.errors import DatabaseUnavailable
+from tenants.errors import DatabaseUnavailable, InvalidIdentities
+from tenants.identities import Identities, read_identities
 from tenants.kept import KEPT_S
 from tenants.quotas import Quotas
+from tenants.tokens import Tokens
 from tenants.uses import Uses
 
 if TYPE_CHECKING:
@@ -86,13 +92,26 @@ def create_app(
     access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
     uses = Uses(database)
     refusals = Refusals(audit)
+    identities = read_identities(settings.identities.read_text()) if settings.identities else Identities()
+    if identities.certificates and settings.client_ca is None:
+        raise InvalidIdentities("certificates are mapped, but PERICARP_CLIENT_CA is not set")
+    tokens = Tokens(identities.issuers)
     upkeep = Upkeep(
         changes=Changes(installation.app_url, changed=access.forget, missed=access.forget_all),
         uses=uses,
         refusals=refusals,
+        key_sets=KeySets(identities.issuers, tokens) if identities.issuers else None,
     )
     identify = Identify(
-        access=access, uses=uses, refusals=refusals, proxies=Proxies(settings.trusted_proxies)
+        access=access,
+        uses=uses,
+        refusals=refusals,
+        proxies=Proxies(settings.trusted_proxies),
+        tokens=tokens if identities.issuers else None,
+        certificates=Certificates(identities.certificates, ca_pem=settings.client_ca.read_bytes())
+        if settings.client_ca
+        else None,
+        reads_client_cert=settings.client_cert_header,
     )
     ledger = Ledger(
         quotas=quotas,
@@ -203,6 +222,12 @@ def create_app(
         )
     )
     app.include_router(build_usage_router(quotas=quotas))
+    app.include_router(
+        build_leaks_router(
+            leaks=Leaks(database=database, keys=desk.directory.keys, audit=audit, refusals=refusals),
+            deadline_s=settings.deadline_s,
+        )
+    )
     app.include_router(
         build_admin_router(
             desk=desk, enforcement=enforcement, bindings=bindings, deadline_s=settings.deadline_s

@@ -10,6 +10,7 @@ from service.containment import Switch
 from service.deeds import Deeds
 from service.present_use import PresentUse
 from tenants.audit import Audit
+from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.lifecycle import Lifecycle
 from tenants.presence import Presences
@@ -34,6 +35,7 @@ class Desk:
     audit: Audit
     presences: Presences
     repeats: Repeats
+    denials: Denials
     deeds: Deeds
     use: PresentUse
     administration: Administration
@@ -48,6 +50,7 @@ def build_desk(database: Database, installation: Installation) -> Desk:
     quotas = Quotas(database)
     audit = Audit(database, master_key=installation.master_key)
     presences = Presences(database)
+    denials = Denials(database)
     deeds = Deeds(database, audit)
     use = PresentUse(database=database, quotas=quotas, sessions=sessions)
     return Desk(
@@ -59,6 +62,7 @@ def build_desk(database: Database, installation: Installation) -> Desk:
         audit=audit,
         presences=presences,
         repeats=Repeats(database, master_key=installation.master_key),
+        denials=denials,
         deeds=deeds,
         use=use,
         administration=Administration(
@@ -66,6 +70,7 @@ def build_desk(database: Database, installation: Installation) -> Desk:
             directory=directory,
             lifecycle=lifecycle,
             keys=directory.keys,
+            denials=denials,
             sessions=sessions,
             use=use,
         ),

@@ -175,6 +175,7 @@ class Ledger:
             client=prints.address(exchange.client_address),
             session=session or (ask.session if ask is not None else None) or "",
             shadowed=shadowed,
+            details={"subject": prints.subject(caller.subject)} if caller.subject else {},
         )
 
 

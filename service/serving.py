@@ -16,6 +16,7 @@ import uvloop
 from service.app import create_app
 from service.fleet.router import Party
 from service.processes.sandbox import PR_SET_DUMPABLE, prctl
+from service.tls import tls_options
 from service.watch.logs import configure, get_logger
 from tenants.access import Access, Role
 from tenants.database import Database
@@ -55,7 +56,7 @@ def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http="httptools",
+            **{"http": "httptools", **tls_options(settings)},
             ws="none",
             lifespan="on",
             log_config=None,
@@ -92,7 +93,7 @@ async def _announce(server: uvicorn.Server, fleet: Fleet, settings: Settings, ke
     while not (server.started and fleet.ready):  # noqa: ASYNC110 - uvicorn tells of its start by a flag alone
         await asyncio.sleep(0.05)
     port = server.servers[0].sockets[0].getsockname()[1]
-    url = f"http://{settings.host}:{port}"
+    url = f"{'https' if settings.tls_certificate else 'http'}://{settings.host}:{port}"
     log.info("ready", action="service_ready", url=url)
     if key is not None:
         sys.stdout.write(f"Pericarp is ready. Try: {_example(url, key)}\n")

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import DEMO
@@ -91,6 +91,21 @@ class Settings(BaseSettings):
         description="Reverse proxies, as networks with commas between (`10.0.0.0/8,fd00::/8`): from them alone"
         " `X-Forwarded-For` is read.",
     )
+    identities: FilePath | None = Field(
+        None,
+        description="TOML file of token issuers and client certificates, and whom they speak for; unset: keys alone.",
+    )
+    tls_certificate: FilePath | None = Field(
+        None, description="PEM file of the server's certificate and its chain; set, TLS ends here."
+    )
+    tls_key: FilePath | None = Field(None, description="PEM file of its private key.")
+    client_ca: FilePath | None = Field(
+        None, description="PEM file of the CA that signs client certificates; unset: none is asked for."
+    )
+    client_cert_header: bool = Field(
+        False,
+        description="Believe `Client-Cert` (RFC 9440) from the trusted proxies, which must strip it from what comes in.",
+    )
     log_level: str = Field(
         "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
     )
@@ -116,6 +131,20 @@ class Settings(BaseSettings):
     def model_name(self) -> str:
         """The model's name as callers see it: of a folder its last part, for no answer holds a path."""
         return Path(self.model).resolve().name if self.model != DEMO and self.model_is_local else self.model
+
+    @model_validator(mode="after")
+    def _what_identifies_is_whole(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("PERICARP_TLS_CERTIFICATE and PERICARP_TLS_KEY need each other")
+        if self.client_cert_header and not (self.trusted_proxies and self.client_ca):
+            raise ValueError(
+                "PERICARP_CLIENT_CERT_HEADER needs PERICARP_TRUSTED_PROXIES and PERICARP_CLIENT_CA"
+            )
+        if self.client_ca is not None and not (self.tls_certificate or self.client_cert_header):
+            raise ValueError(
+                "PERICARP_CLIENT_CA needs PERICARP_TLS_CERTIFICATE, or PERICARP_CLIENT_CERT_HEADER behind a proxy"
+            )
+        return self
 
     @model_validator(mode="after")
     def _own_database_needs_both_urls_to_migrate(self) -> Settings:

@@ -1,4 +1,5 @@
-"""What goes on beside the requests so that who calls is known: changes heard, uses and refusals written."""
+"""What goes on beside the requests so that who calls is known: changes heard, issuers' keys fetched,
+uses and refusals written."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from tenants.errors import DatabaseUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from service.key_sets import KeySets
     from service.refusals import Refusals
     from tenants.changes import Changes
     from tenants.uses import Uses
@@ -26,19 +28,25 @@ log = get_logger(__name__)
 class Upkeep:
     """Starts and ends with the gateway."""
 
-    def __init__(self, *, changes: Changes, uses: Uses, refusals: Refusals) -> None:
+    def __init__(
+        self, *, changes: Changes, uses: Uses, refusals: Refusals, key_sets: KeySets | None = None
+    ) -> None:
         self._changes = changes
         self._uses = uses
         self._refusals = refusals
+        self._key_sets = key_sets
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin. The database must be open."""
-        for name, work in (
-            ("changes", self._changes.listen),
-            ("uses", self._write_uses),
-            ("refusals", self._refusals.write),
-        ):
+        works: dict[str, Callable[[], Awaitable[None]]] = {
+            "changes": self._changes.listen,
+            "uses": self._write_uses,
+            "refusals": self._refusals.write,
+        }
+        if self._key_sets is not None:
+            works["key sets"] = self._key_sets.keep
+        for name, work in works.items():
             self._tasks.append(asyncio.create_task(_always(name, work), name=name))
 
     async def close(self) -> None:

@@ -113,7 +113,7 @@ class Recorded:
 class Fingerprints:
     """Keyed fingerprints of one tenant's inputs: HMAC-SHA-256, base64url without padding, 43 characters.
 
-    The message is the kind (`text`, `image`, `address`), a zero byte, and the input. Text is normalised to
+    The message is the kind (`text`, `image`, `address`, `subject`), a zero byte, and the input. Text is normalised to
     NFC and encoded as UTF-8, nothing else: case, spaces and line ends count. An image is its bytes as they
     were sent.
     """
@@ -131,6 +131,10 @@ class Fingerprints:
 
     def address(self, address: str) -> str:
         return self._of(b"address", address.encode())
+
+    def subject(self, subject: str) -> str:
+        """Of a token's `sub`, or of the name in a certificate."""
+        return self._of(b"subject", subject.encode("utf-8", "surrogatepass"))
 
     def item(self, text: str | None, image: bytes | None) -> ItemPrint:
         """Fingerprints and sizes of one query or document."""

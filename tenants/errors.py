@@ -3,7 +3,9 @@
     TenancyError
     ├── Unauthenticated         who calls is not known
     │   ├── KeyMalformed        not a key of ours, or one with a typo; no database was asked
-    │   └── KeyUnknown          unknown, revoked, expired, or the wrong secret: one message for all
+    │   ├── KeyUnknown          unknown, revoked, expired, or the wrong secret: one message for all
+    │   ├── TokenInvalid        a token that is not well formed, not signed by its issuer, or over
+    │   └── CertificateInvalid  a client certificate that does not hold, or says who it is in two ways
     ├── Forbidden               who calls is known and may not
     │   └── TenantSuspended
     ├── TenantNotFound · TenantExists · KeyNotFound
@@ -19,6 +21,9 @@
     ├── PolicyChanged           a policy or ceiling that is not the one that the caller has seen
     ├── QuotaExceeded           a limit is used up; come back after `retry_after_s`
     ├── RequestTooCostly        costs more than the limit lets through at once: waiting does not help
+    ├── InvalidIdentities       the file of issuers and certificates is wrong
+    ├── KeySetInvalid           an issuer's keys cannot be used
+    ├── KeySetMissing           an issuer's keys are not there: retryable
     ├── EntryInvalid            the bytes are not an entry of the log
     ├── SealBroken              a wrapped secret does not open: wrong master key, or altered bytes
     ├── DatabaseUnavailable     retryable; nothing is known to have happened
@@ -71,6 +76,14 @@ class KeyMalformed(Unauthenticated):
 
 class KeyUnknown(Unauthenticated):
     """The API key is missing or not valid."""
+
+
+class TokenInvalid(Unauthenticated):
+    """The token is missing or not valid."""
+
+
+class CertificateInvalid(Unauthenticated):
+    """The client certificate is missing or not valid."""
 
 
 class Forbidden(TenancyError):
@@ -187,6 +200,18 @@ class RequestTooCostly(TenancyError):
         self.limit = limit
         self.cost = cost
         self.at_once = at_once
+
+
+class InvalidIdentities(TenancyError):
+    """The file of issuers and certificates is not valid."""
+
+
+class KeySetInvalid(TenancyError):
+    """The identity provider's keys cannot be used."""
+
+
+class KeySetMissing(TenancyError):
+    """The identity provider's keys are not there yet. Try again shortly."""
 
 
 class EntryInvalid(TenancyError):

@@ -15,6 +15,7 @@ import orjson
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
+from service.api.leaks import LEAKED_PATH
 from service.api.limits import limit_headers
 from service.asks import Exchange
 from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, describe
@@ -29,9 +30,19 @@ if TYPE_CHECKING:
     from service.ledger import Ledger
 
 OPEN_PATHS = frozenset(
-    {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css"}
+    {
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+        "/docs/swagger-ui.js",
+        "/docs/swagger-ui.css",
+        LEAKED_PATH,
+    }
 )
-"""What answers without a key: health and documentation, nothing of any tenant."""
+"""What answers without a key: health, documentation, and reports of leaked keys; nothing of any tenant."""
+OPEN_BODY_BYTES = 64 * 1024
+"""Who has shown no key may send no more."""
 
 PLAIN_PATH = re.compile(r"/[a-z0-9/_.-]{0,47}")
 
@@ -95,19 +106,21 @@ class Door:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         headers = Headers(scope=scope)
+        most_bytes = OPEN_BODY_BYTES
         if scope["path"] not in OPEN_PATHS:
             exchange.caller = await self.identify(scope, exchange)
+            most_bytes = self.body_limit_bytes
         length = headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and int(length) > self.body_limit_bytes:
-            raise self._too_large()
+        if length.isascii() and length.isdigit() and int(length) > most_bytes:
+            raise _too_large(most_bytes)
         received = 0
 
         async def receive_capped() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.body_limit_bytes:
-                raise self._too_large()
+            if received > most_bytes:
+                raise _too_large(most_bytes)
             return message
 
         if exchange.caller is None:
@@ -115,14 +128,6 @@ class Door:
             return
         with self.running.under_way(exchange):
             await self.app(scope, receive_capped, send)
-
-    def _too_large(self) -> BodyTooLarge:
-        # The connection stays: closed on unread bytes it would be reset, and who sends all before it reads
-        # would never see this answer. The server drops what still comes.
-        return BodyTooLarge(
-            f"The body is larger than {self.body_limit_bytes} bytes; send fewer or smaller images.",
-            limit=self.body_limit_bytes,
-        )
 
     async def _record(self, exchange: Exchange, exc: Exception) -> Trouble:
         """What to answer for `exc`; for a known caller only after the log has its entry ("no entry, no answer")."""
@@ -152,6 +157,14 @@ class Door:
                 )
                 return describe(LogUnavailable())
         return trouble
+
+
+def _too_large(most_bytes: int) -> BodyTooLarge:
+    # The connection stays: closed on unread bytes it would be reset, and who sends all before it reads
+    # would never see this answer. The server drops what still comes.
+    return BodyTooLarge(
+        f"The body is larger than {most_bytes} bytes; send fewer or smaller images.", limit=most_bytes
+    )
 
 
 def problem(trouble: Trouble, exchange: Exchange) -> Response:

@@ -32,7 +32,7 @@ START_S = 120.0
 ANSWER_S = 120.0
 IN_FORCE_S = 2.0
 """What the docs promise: a change is in force everywhere within that time. Mostly it is at once."""
-CHANGES = {("tenant", "policy"), ("key", "revoke"), ("key", "rotate")}
+CHANGES = {("tenant", "policy"), ("key", "revoke"), ("key", "rotate"), ("token", "deny")}
 
 Kwargs = dict[str, Any]
 
@@ -69,7 +69,7 @@ class Service:
 
     @cached_property
     def url(self) -> str:
-        return found(r"http://[0-9.]+:\d+", self.line)
+        return found(r"https?://[0-9.]+:\d+", self.line)
 
     @cached_property
     def key(self) -> str:

@@ -48,11 +48,11 @@ def expired(service: Service, acme: Tenant) -> str:
     return key
 
 
-def as_superuser(service: Service, statement: str) -> None:
+def as_superuser(service: Service, statement: str, done: str = "UPDATE 1") -> None:
     async def execute(url: str) -> None:
         connection = await asyncpg.connect(url)
         try:
-            assert await connection.execute(statement) == "UPDATE 1"
+            assert await connection.execute(statement) == done
         finally:
             await connection.close()
 

@@ -16,7 +16,9 @@ from service.processes.children import ChildLost
 from service.processes.wire import WireError
 from tenants.errors import (
     EntryInvalid,
+    InvalidIdentities,
     KeyMalformed,
+    KeySetInvalid,
     KeyUnknown,
     QuotaExceeded,
     RequestTooCostly,
@@ -32,6 +34,8 @@ NOT_AT_THE_EDGE: dict[type[Exception], str] = {
     JobExpired: "a worker; its caller got DeadlineExceeded at the same moment",
     EntryInvalid: "a bug of ours, or a log that was altered: a 500 without a word, and an alarm",
     SealBroken: "a wrong master key: a 500 without a word, and an alarm",
+    InvalidIdentities: "the start, which it ends",
+    KeySetInvalid: "beside the requests: the log; callers get KeySetMissing once no keys are left",
     UnsafeRole: "the start, which it ends",
     SchemaOutdated: "the start, which it ends",
 }
