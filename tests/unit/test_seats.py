@@ -204,7 +204,7 @@ async def test_the_tenants_of_a_group_take_turns_and_none_fills_the_line_for_the
         served.append(called)
         pool.finish(called, now)
     assert served == [eager[0], modest[0], eager[1], modest[1], eager[2], eager[3]]
-    assert set(pool.state(9.0).tenants) == {"eager", "modest"}
+    assert {each.tenant: each.jobs for each in pool.state(9.0).tenants} == {"eager": 4, "modest": 2}
 
 
 async def test_what_a_dead_worker_had_goes_first_and_then_the_turns_go_on() -> None:
