@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -88,6 +89,8 @@ class Enforcement:
         self._fleet = fleet
         self._running = running
         self._turn = asyncio.Lock()
+        self._killed: set[int] = set()
+        """Workers that are on their way out, and told of."""
 
     async def enforce(self) -> None:
         """Stop what is contained, or of a tenant that is contained or deleted. Raises `DatabaseUnavailable`.
@@ -96,8 +99,10 @@ class Enforcement:
         """
         async with self._turn:  # two at once would tell the same twice
             requests = [each for each in self._running.all() if not each.halted]
-            workers = [each for each in self._fleet.workers() if each.tenant is not None]
-            tenants = {_tenant(each) for each in requests} | {str(each.tenant) for each in workers}
+            alive = self._fleet.workers()
+            self._killed &= {each.pid for each in alive}
+            workers = [each for each in alive if each.pid not in self._killed]
+            tenants = set(map(_tenant, requests)).union(*map(_served, workers))
             if not tenants:
                 return
             halted, keys = await self._lifecycle.halted(sorted(tenants), sorted(map(_key, requests)))
@@ -105,7 +110,7 @@ class Enforcement:
                 await self._stop(
                     tenant,
                     [each for each in requests if _tenant(each) == str(tenant)],
-                    [each for each in workers if each.tenant == str(tenant)],
+                    [each for each in workers if str(tenant) in _served(each)],
                 )
             for key_id in keys:
                 of_key = [each for each in requests if _key(each) == key_id and not each.halted]
@@ -113,13 +118,23 @@ class Enforcement:
                     await self._stop(of_key[0].caller.tenant, of_key, [])
 
     async def report(self) -> None:
-        """Tell what this gateway's workers do. Raises `DatabaseUnavailable`."""
+        """Tell what this gateway's workers do. Raises `DatabaseUnavailable`.
+
+        Of a worker that several tenants share, each is told of its own requests alone.
+        """
+        at_work = Counter(_tenant(each) for each in self._running.all() if each.operation == "rerank")
         await self._presences.report(
             self.gateway,
             [
-                Presence(each.tenant, each.pid, each.running, each.jobs, each.age_s)
-                for each in self._fleet.workers()
-                if each.tenant is not None
+                Presence(
+                    tenant,
+                    worker.pid,
+                    worker.running if worker.group is None else at_work[tenant],
+                    worker.jobs if worker.group is None else 0,
+                    worker.age_s,
+                )
+                for worker in self._fleet.workers()
+                for tenant in sorted(_served(worker))
             ],
         )
 
@@ -152,6 +167,7 @@ class Enforcement:
         for request in requests:
             request.halt()
         if workers:
+            self._killed |= {each.pid for each in workers}
             await self._fleet.expel(str(tenant))
         log.warning(
             "stopped what is contained",
@@ -160,6 +176,11 @@ class Enforcement:
             requests=len(requests),
             workers=len(workers),
         )
+
+
+def _served(worker: WorkerState) -> frozenset[str]:
+    """The tenants whose worker it is, or of whose work it may keep something."""
+    return frozenset(worker.tenants) | frozenset(() if worker.tenant is None else (worker.tenant,))
 
 
 def _tenant(exchange: Exchange) -> str:

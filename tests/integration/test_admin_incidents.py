@@ -97,6 +97,27 @@ def test_containing_one_tenant_disturbs_no_other(
     assert goes_on.result(30).status_code == 200
 
 
+def test_a_contained_tenant_of_a_pool_takes_no_other_with_it(
+    service: Served, platform: httpx.Client, pool: ThreadPoolExecutor
+) -> None:
+    one, other = (build_house(service, platform, isolation="pooled", group="incidents") for _ in range(2))
+    stopped = pool.submit(service.rerank, SLEEP, one.search)
+    until(lambda: any(worker.running for worker in service.fleet.workers() if one.id in worker.tenants))
+    goes_on = pool.submit(service.rerank, {"query": "sleep 3", "documents": ["a"]}, other.search)
+    until(lambda: any({one.id, other.id} <= {*worker.tenants} for worker in service.fleet.workers()))
+    (shared,) = (worker.pid for worker in service.fleet.workers() if one.id in worker.tenants)
+    service.wait(service.enforcement.report())
+    listed = {each["tenant"]: each for each in platform.get("/admin/v1/workers").json()["data"]}
+    for house in (one, other):
+        told = listed[house.id]
+        assert (told["pid"], told["running"], told["jobs"]) == (shared, 1, 0), "nothing of the other's"
+    platform.post(f"{one.path}/contain")
+    problem(stopped.result(30), 403, "forbidden")
+    assert goes_on.result(30).status_code == 200
+    assert shared not in {worker.pid for worker in service.fleet.workers()}
+    assert service.rerank(ASK, other.search).status_code == 200
+
+
 def test_a_contained_key_stops_alone(
     service: Served, second: Served, platform: httpx.Client, house: House, pool: ThreadPoolExecutor
 ) -> None:
