@@ -23,10 +23,12 @@ from service.api.addresses import Proxies
 from service.api.admin.router import build_admin_router
 from service.api.admin.shapes import BODIES
 from service.api.complaints import complaints, refuse
+from service.api.dialects import DIALECTS
 from service.api.door import Door
 from service.api.identify import Identify
 from service.api.leaks import build_leaks_router
-from service.api.schemas import RerankRequest, SessionRequest
+from service.api.ranking import build_ranking_router
+from service.api.schemas import SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
 from service.api.usage import build_usage_router
@@ -207,14 +209,15 @@ def create_app(
         exception_handlers={HTTPException: _translate, RequestValidationError: _translate_parameters},
     )
     app.include_router(
-        build_router(
+        build_ranking_router(
             rerank=rerank,
-            fleet=serving,
-            screen=screen,
-            database=database,
             model=settings.model_name,
+            aliases=frozenset(settings.model_aliases),
             deadline_s=settings.deadline_s,
         )
+    )
+    app.include_router(
+        build_router(fleet=serving, screen=screen, database=database, model=settings.model_name)
     )
     app.include_router(
         build_sessions_router(
@@ -328,7 +331,8 @@ def _document(app: FastAPI) -> None:
             components = schema.setdefault("components", {})
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
-            bodies: tuple[type[BaseModel], ...] = (RerankRequest, SessionRequest, *BODIES)
+            bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
+            bodies += [SessionRequest, *BODIES]
             for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}

@@ -31,11 +31,13 @@ class RawItem:
     """The image as it was sent, to be repeated where `return_documents` asks for it."""
     image_where: str | None = None
     """Names the image to the caller, where there is one."""
+    sent: object = None
+    """The side as it was sent, to be repeated, where `text` and `sent_image` do not say it all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A checked rerank request."""
+    """A checked request: a query and its documents or, to be scored pair by pair, a query for each document."""
 
     query: RawItem
     documents: tuple[RawItem, ...]
@@ -47,11 +49,15 @@ class Ask:
 
     session: str | None = None
     """The id of the session it names, as it was sent."""
+    queries: tuple[RawItem, ...] = ()
+    """One for each document, `query` being the first of them; empty where `query` is for all."""
+    ranked: bool = True
+    """Whether the answer is in order of relevance; else in the request's."""
 
     @property
     def items(self) -> tuple[RawItem, ...]:
-        """The query, then every document."""
-        return (self.query, *self.documents)
+        """The query, or all of them, then every document."""
+        return (*(self.queries or (self.query,)), *self.documents)
 
     @property
     def images(self) -> tuple[RawItem, ...]:
@@ -65,6 +71,10 @@ class Exchange:
     request_id: str
     client_address: str
     operation: str
+    keyless: bool = False
+    """Whether it came without any credential."""
+    named_model: str | None = None
+    """The model that the request names, where it was read; of a caller's making, and as long as it likes."""
     caller: Caller | None = None
     started_s: float = field(default_factory=time.monotonic)
     stages_ms: dict[str, float] = field(default_factory=dict)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from service.deeds import GATEWAY, Actor, Deed, Deeds
+from service.fleet.router import TenantState
 from service.watch.logs import get_logger
 from tenants.presence import Presence, Presences
 
@@ -102,7 +102,8 @@ class Enforcement:
             alive = self._fleet.workers()
             self._killed &= {each.pid for each in alive}
             workers = [each for each in alive if each.pid not in self._killed]
-            tenants = set(map(_tenant, requests)).union(*map(_served, workers))
+            serving = [tenant for each in workers for tenant in _tenants(each)]
+            tenants = {_tenant(each) for each in requests} | {each.tenant for each in serving}
             if not tenants:
                 return
             halted, keys = await self._lifecycle.halted(sorted(tenants), sorted(map(_key, requests)))
@@ -110,7 +111,12 @@ class Enforcement:
                 await self._stop(
                     tenant,
                     [each for each in requests if _tenant(each) == str(tenant)],
-                    [each for each in workers if str(tenant) in _served(each)],
+                    [
+                        (each, theirs)
+                        for each in workers
+                        for theirs in _tenants(each)
+                        if theirs.tenant == str(tenant)
+                    ],
                 )
             for key_id in keys:
                 of_key = [each for each in requests if _key(each) == key_id and not each.halted]
@@ -118,27 +124,19 @@ class Enforcement:
                     await self._stop(of_key[0].caller.tenant, of_key, [])
 
     async def report(self) -> None:
-        """Tell what this gateway's workers do. Raises `DatabaseUnavailable`.
-
-        Of a worker that several tenants share, each is told of its own requests alone.
-        """
-        at_work = Counter(_tenant(each) for each in self._running.all() if each.operation == "rerank")
+        """Tell what this gateway's workers do. Raises `DatabaseUnavailable`."""
         await self._presences.report(
             self.gateway,
             [
-                Presence(
-                    tenant,
-                    worker.pid,
-                    worker.running if worker.group is None else at_work[tenant],
-                    worker.jobs if worker.group is None else 0,
-                    worker.age_s,
-                )
-                for worker in self._fleet.workers()
-                for tenant in sorted(_served(worker))
+                Presence(theirs.tenant, each.pid, theirs.running, theirs.jobs, theirs.age_s)
+                for each in self._fleet.workers()
+                for theirs in _tenants(each)
             ],
         )
 
-    async def _stop(self, tenant: TenantId, requests: list[Exchange], workers: list[WorkerState]) -> None:
+    async def _stop(
+        self, tenant: TenantId, requests: list[Exchange], workers: list[tuple[WorkerState, TenantState]]
+    ) -> None:
         deed = Deed(
             tenant,
             {
@@ -155,11 +153,11 @@ class Enforcement:
                 "workers": [
                     {
                         "pid": each.pid,
-                        "running": each.running,
-                        "jobs": each.jobs,
-                        "since_us": round((time.time() - each.age_s) * 1_000_000),
+                        "running": theirs.running,
+                        "jobs": theirs.jobs,
+                        "since_us": round((time.time() - theirs.age_s) * 1_000_000),
                     }
-                    for each in workers
+                    for each, theirs in workers
                 ],
             },
         )
@@ -167,7 +165,7 @@ class Enforcement:
         for request in requests:
             request.halt()
         if workers:
-            self._killed |= {each.pid for each in workers}
+            self._killed |= {each.pid for each, _theirs in workers}
             await self._fleet.expel(str(tenant))
         log.warning(
             "stopped what is contained",
@@ -178,9 +176,11 @@ class Enforcement:
         )
 
 
-def _served(worker: WorkerState) -> frozenset[str]:
-    """The tenants whose worker it is, or of whose work it may keep something."""
-    return frozenset(worker.tenants) | frozenset(() if worker.tenant is None else (worker.tenant,))
+def _tenants(worker: WorkerState) -> tuple[TenantState, ...]:
+    """Whom a worker serves; also one that it has yet to get the first job of."""
+    if worker.tenant is None or worker.tenants:
+        return worker.tenants
+    return (TenantState(worker.tenant, 0, 0, worker.age_s),)
 
 
 def _tenant(exchange: Exchange) -> str:

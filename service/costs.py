@@ -7,6 +7,7 @@ The model's card bounds the rest: the template, an image, and a whole pair, whic
 from __future__ import annotations
 
 import unicodedata
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from models import ModelCard
@@ -21,10 +22,11 @@ UNKNOWN = ModelCard("", "", 0, "", "", "", context_tokens=0)
 def most_tokens(ask: Ask, card: ModelCard | None) -> int:
     """Tokens of all pairs at most, as `usage.prompt_tokens` counts them: the whole prompt once per document."""
     bounds = card or UNKNOWN
-    shared = bounds.template_tokens + text_tokens(ask.instruction) + _item_tokens(ask.query, bounds)
+    shared = bounds.template_tokens + text_tokens(ask.instruction)
+    queries = cycle([_item_tokens(query, bounds) for query in ask.queries or (ask.query,)])
     total = 0
-    for document in ask.documents:
-        tokens = shared + _item_tokens(document, bounds, ask.max_tokens_per_doc)
+    for query_tokens, document in zip(queries, ask.documents, strict=False):
+        tokens = shared + query_tokens + _item_tokens(document, bounds, ask.max_tokens_per_doc)
         total += min(tokens, bounds.context_tokens) if card is not None else tokens
     return total
 

@@ -129,13 +129,16 @@ class MethodNotAllowed(ServiceError):
 class DocumentTooLong(ServiceError):
     """A document does not fit, and truncation is off."""
 
-    def __init__(self, index: int, limit_tokens: int) -> None:
-        """Of the text of `documents[index]`, `limit_tokens` would have fitted."""
+    def __init__(self, index: int, limit_tokens: int, *, where: str | None = None) -> None:
+        """Of the text of document `index`, `limit_tokens` would have fitted; `where` is the caller's name of it."""
+        where = where or f"documents[{index}]"
         super().__init__(
-            f"Of the text of documents[{index}], {limit_tokens} tokens fit. Shorten it, or leave truncation on.",
-            field=f"documents[{index}]",
+            f"Of the text of {where}, {limit_tokens} tokens fit. Shorten it, or leave truncation on.",
+            field=where,
             limit=limit_tokens,
         )
+        self.index = index
+        self.limit_tokens = limit_tokens
 
 
 class ImageRejected(ServiceError):

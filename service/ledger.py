@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from service.costs import most_tokens
 from service.errors import CLIENT_CLOSED
 from service.watch import metrics
-from tenants.audit import Decision, Entry, micro_units
+from tenants.audit import Decision, Entry, micro_units, tell_item
 from tenants.errors import QuotaExceeded
 from tenants.limits import limits_of
 from tenants.sessions import make_session_id
@@ -151,6 +151,12 @@ class Ledger:
         caller = _caller(exchange)
         prints = await self.audit.fingerprints(caller.tenant)
         items = [prints.item(item.text, item.image) for item in ask.items] if ask is not None else []
+        queries = len(items) - len(ask.documents) if ask is not None else 0
+        details: dict[str, object] = {}
+        if queries > 1:
+            details["queries"] = [tell_item(item) for item in items[:queries]]
+        if caller.subject:
+            details["subject"] = prints.subject(caller.subject)
         return Entry(
             request_id=exchange.request_id,
             tenant=caller.tenant,
@@ -160,9 +166,9 @@ class Ledger:
             decision=decision,
             code=code,
             status=status,
-            query=items[0] if items else None,
-            documents=tuple(items[1:]),
-            document_count=len(items[1:]),
+            query=items[0] if queries == 1 else None,
+            documents=tuple(items[queries:]),
+            document_count=len(items) - queries,
             image_count=len(ask.images) if ask is not None else 0,
             places=tuple((place.index, micro_units(place.score)) for place in ranking.places)
             if ranking is not None
@@ -175,7 +181,7 @@ class Ledger:
             client=prints.address(exchange.client_address),
             session=session or (ask.session if ask is not None else None) or "",
             shadowed=shadowed,
-            details={"subject": prints.subject(caller.subject)} if caller.subject else {},
+            details=details,
         )
 
 

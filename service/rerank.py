@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from models import Item, Job, ModelFailed, Scores
+from models import ModelFailed, Scores
 from service.errors import ImageRejected, describe
 from service.fleet.router import Party
+from service.jobs import score_ask
 from service.watch import metrics
 
 if TYPE_CHECKING:
+    from models import Pixels
     from service.asks import Ask, Exchange
     from service.bindings import Bindings
     from service.fleet.router import Fleet
@@ -35,7 +38,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The answer before it takes a caller's dialect: places by falling relevance, ties in the request's order."""
+    """The answer before it takes a caller's dialect: places by falling relevance, ties in the request's order.
+
+    Of an ask that is not `ranked`, all places in the request's order.
+    """
 
     places: tuple[Place, ...]
     input_tokens: int
@@ -80,16 +86,14 @@ class Rerank:
         try:
             async with exchange.while_connected():
                 with exchange.stage("clean"):
-                    job = await self._clean(ask)
+                    pixels = await self._clean(ask)
                 with exchange.stage("score"):
-                    scored = await self.fleet.score(
-                        str(caller.tenant),
-                        job,
-                        deadline_s=self._left_s(exchange),
-                        session=ask.session,
-                        party=Party.of(str(caller.tenant), caller.policy),
+                    party = Party.of(str(caller.tenant), caller.policy)
+                    left_s = partial(self._left_s, exchange)
+                    scored = await score_ask(
+                        self.fleet, str(caller.tenant), ask, pixels, party=party, left_s=left_s
                     )
-            ranking = rank(scored.scores, ask.top_n)
+            ranking = rank(scored.scores, ask.top_n, ranked=ask.ranked)
         except BaseException as exc:
             # Shielded: however this ends, no slot stays held and no decision is without its entry.
             await asyncio.shield(self.ledger.settle_refused(exchange, hold, ask, describe(exc)))
@@ -106,30 +110,31 @@ class Rerank:
         metrics.WORKER_RETRIES.inc(int(scored.retried))
         return ranking
 
-    async def _clean(self, ask: Ask) -> Job:
-        """Bytes to pixels, in a screening child. Raises `ImageRejected` with the field of the image."""
+    async def _clean(self, ask: Ask) -> dict[str, Pixels]:
+        """Bytes to pixels, by the item's `where`, in a screening child. Raises `ImageRejected` with the field of the image."""
         images = ask.images
         try:
             cleaned = await self.screen.clean([item.image for item in images if item.image is not None])
         except ImageRejected as exc:
             exc.field = images[exc.index].image_where if exc.index is not None else None
             raise
-        pixels = {item.where: clean.pixels for item, clean in zip(images, cleaned, strict=True)}
-        items = [Item(item.text, pixels.get(item.where)) for item in ask.items]
-        return Job(items[0], tuple(items[1:]), ask.instruction, ask.max_tokens_per_doc, ask.truncate)
+        return {item.where: clean.pixels for item, clean in zip(images, cleaned, strict=True)}
 
     def _left_s(self, exchange: Exchange) -> float:
         return max(0.0, self.deadline_s - exchange.elapsed_ms / 1000)
 
 
-def rank(scores: Scores, top_n: int) -> Ranking:
-    """The best `top_n` by falling margin. Raises `ModelFailed` where a margin is not finite: never a rank."""
+def rank(scores: Scores, top_n: int, *, ranked: bool = True) -> Ranking:
+    """The best `top_n` by falling margin, or all as they came. Raises `ModelFailed` where a margin is not finite."""
     margins = scores.margins
     if not all(map(math.isfinite, margins)):
         raise ModelFailed
-    order = sorted(range(len(margins)), key=lambda index: -margins[index])  # stable: ties keep their order
+    order = list(range(len(margins)))
+    if ranked:
+        order.sort(key=lambda index: -margins[index])  # stable: ties keep their order
+        del order[top_n:]
     return Ranking(
-        places=tuple(Place(index, sigmoid(margins[index])) for index in order[:top_n]),
+        places=tuple(Place(index, sigmoid(margins[index])) for index in order),
         input_tokens=scores.input_tokens,
         image_tokens=scores.image_tokens,
         warnings=tuple(f"documents[{index}] was cut to fit." for index in scores.truncated),

@@ -40,8 +40,11 @@ GRACE_S = 20
 log = get_logger(__name__)
 
 
-def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
-    """Serve until SIGTERM or SIGINT, then let answers under way end. Raises SystemExit if it cannot start."""
+def run(settings: Settings, installation: Installation, *, demo: bool, fleet: Fleet | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then let answers under way end. Raises SystemExit if it cannot start.
+
+    `fleet` as in `create_app`.
+    """
     configure(settings.log_level)
     prctl(PR_SET_DUMPABLE, 0)  # no other process of our user reads our memory, and no core file keeps it
     key, keep_warm = asyncio.run(_look_up(settings, installation, demo=demo))
@@ -49,7 +52,7 @@ def run(settings: Settings, installation: Installation, *, demo: bool) -> None:
         sys.exit(
             f"{len(keep_warm)} workers are to be kept warm, but PERICARP_MAX_WORKERS is {settings.max_workers}."
         )
-    app = create_app(settings, installation, keep_warm=keep_warm)
+    app = create_app(settings, installation, keep_warm=keep_warm, fleet=fleet)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -38,6 +38,11 @@ class Settings(BaseSettings):
         min_length=1,
         description="`pericarp-demo`, a Qwen2.5-VL checkpoint folder, or a hub name such as `vec-ai/lychee-rerank-mm`.",
     )
+    model_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Other names of the model on the dialects' paths, separated by commas, for clients that send their "
+        "vendor's: `rerank-v3.5,jina-reranker-m0,rerank-2.5`.",
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`."
     )
@@ -131,6 +136,13 @@ class Settings(BaseSettings):
     def model_name(self) -> str:
         """The model's name as callers see it: of a folder its last part, for no answer holds a path."""
         return Path(self.model).resolve().name if self.model != DEMO and self.model_is_local else self.model
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
 
     @model_validator(mode="after")
     def _what_identifies_is_whole(self) -> Settings:

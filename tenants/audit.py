@@ -97,7 +97,8 @@ class Entry:
     shadowed: tuple[str, ...] = ()
     """Limits in shadow that would have refused it, where there are any; else the bytes have no such key."""
     details: Mapping[str, object] = field(default_factory=dict)
-    """Of an `admin.…` operation: what was changed, in integers, strings, lists and objects of them; else no such key."""
+    """Of an `admin.…` operation: what was changed. Of a `score` pair by pair: `queries`, one for each document. In
+    integers, strings, lists and objects of them; else no such key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,7 @@ def encode(entry: Entry) -> bytes:
             "code": entry.code,
             "decision": entry.decision.value,
             "document_count": entry.document_count,
-            "documents": [_item(item) for item in entry.documents],
+            "documents": [tell_item(item) for item in entry.documents],
             "image_count": entry.image_count,
             "image_tokens": entry.image_tokens,
             "input_tokens": entry.input_tokens,
@@ -265,7 +266,7 @@ def encode(entry: Entry) -> bytes:
             "model_digest": entry.model_digest,
             "operation": entry.operation,
             "places": entry.places,
-            "query": _item(entry.query) if entry.query is not None else {},
+            "query": tell_item(entry.query) if entry.query is not None else {},
             "request_id": entry.request_id,
             "role": str(entry.role),
             **session,
@@ -315,8 +316,8 @@ def decode(body: bytes) -> Entry:
     return entry
 
 
-def _item(item: ItemPrint) -> dict[str, Any]:
-    """Only what there is: most documents have no image."""
+def tell_item(item: ItemPrint) -> dict[str, Any]:
+    """A query or document as an entry holds it. Only what there is: most documents have no image."""
     told: dict[str, Any] = {}
     if item.text:
         told |= {"text": item.text, "chars": item.chars}

@@ -10,6 +10,7 @@ from tests.acceptance.service_process import Service, Tenant, new_home, serving
 
 BODY_LIMIT_BYTES = 4 * 1024 * 1024
 IMAGE_LIMIT_BYTES = 1024 * 1024
+MODEL_ALIASES = ("rerank-v3.5", "jina-reranker-m0", "rerank-2.5")
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,7 @@ def service() -> Iterator[Service]:
             "--demo",
             PERICARP_BODY_LIMIT_BYTES=str(BODY_LIMIT_BYTES),
             PERICARP_IMAGE_LIMIT_BYTES=str(IMAGE_LIMIT_BYTES),
+            PERICARP_MODEL_ALIASES=", ".join(MODEL_ALIASES),
         ) as started,
     ):
         yield started

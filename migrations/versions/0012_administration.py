@@ -316,7 +316,10 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("set local lock_timeout = '5s'")
-    op.execute(FIND_KEY.format(suspended="t.suspended_at is not null", revoked="k.revoked_at is not null"))
+    op.execute(FIND_KEY.format(stopped="t.suspended_at is not null", revoked="k.revoked_at is not null"))
+    op.execute(FIND_IDENTITY.format(stopped="t.suspended_at is not null"))
+    op.execute("drop trigger key_told on pericarp.key")
+    op.execute(KEY_TOLD.format(more=""))
     for signature in (*OF_APP, *OF_QUOTA):
         op.execute(f"drop function pericarp.{signature}")
     op.execute("drop table pericarp.worker, pericarp.repeat")

@@ -1,8 +1,8 @@
 """The door, pure ASGI: request id, authentication from headers alone, body cap, one answer for every error.
 
 Nothing behind the door runs for a caller without a key, and not a byte of the body is read before the key was
-checked. Every exception from behind ends here: it becomes problem details by the one table in `service.errors`,
-and, for a known caller, an entry in the log. Who has no key leaves a metric instead.
+checked. Every exception from behind ends here: by the one table in `service.errors` it becomes an answer in the
+dialect of the path and, for a known caller, an entry in the log. Who has no key leaves a metric instead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import orjson
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
+from service.api.dialects import dialect_of
 from service.api.leaks import LEAKED_PATH
 from service.api.limits import limit_headers
 from service.asks import Exchange
@@ -25,6 +26,7 @@ from service.watch.logs import get_logger, where_it_broke
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from service.api.dialects import Dialect
     from service.api.identify import Identify
     from service.asks import Running
     from service.ledger import Ledger
@@ -69,6 +71,7 @@ class Door:
             request_id=str(uuid.uuid4()),
             client_address=self.identify.address(scope),
             operation=_operation(scope),
+            keyless="authorization" not in Headers(scope=scope),
         )
         scope.setdefault("state", {})["exchange"] = exchange
         status = 0
@@ -92,7 +95,8 @@ class Door:
             if status:  # the answer has begun: all that is left is to break it off
                 raise
             trouble = await self._record(exchange, exc)
-            await problem(trouble, exchange)(scope, receive, send_with_id)
+            refusal = refuse(trouble, exchange, dialect_of(scope["path"]))
+            await refusal(scope, receive, send_with_id)
         metrics.REQUESTS.labels(_known_operation(scope), str(status)).inc()
         log.info(
             "answered a request",
@@ -167,32 +171,15 @@ def _too_large(most_bytes: int) -> BodyTooLarge:
     )
 
 
-def problem(trouble: Trouble, exchange: Exchange) -> Response:
-    """RFC 9457 problem details."""
-    body = {
-        "type": trouble.type_uri,
-        "title": trouble.title,
-        "status": trouble.status,
-        "detail": trouble.detail,
-        "code": trouble.code,
-        "request_id": exchange.request_id,
-        "field": trouble.field,
-        "limit": trouble.limit,
-        "reason": trouble.reason,
-        "violated-policies": list(trouble.violated) or None,
-        "errors": [{"field": fault.field, "detail": fault.why} for fault in trouble.faults] or None,
-    }
+def refuse(trouble: Trouble, exchange: Exchange, dialect: Dialect) -> Response:
+    """The error in the caller's dialect. The headers are the same in all of them."""
+    complaint = dialect.complain(trouble, exchange)
     headers = dict(trouble.headers)
     if trouble.retry_after_s is not None:
         headers["Retry-After"] = str(trouble.retry_after_s)
     if trouble.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(
-        orjson.dumps({key: value for key, value in body.items() if value is not None}),
-        trouble.status,
-        headers,
-        media_type="application/problem+json",
-    )
+    return Response(orjson.dumps(complaint.body), complaint.status, headers, media_type=complaint.media_type)
 
 
 def server_timing(exchange: Exchange) -> str:

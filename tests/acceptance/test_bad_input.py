@@ -248,10 +248,10 @@ CASES = (
     ),
     Case(
         "a path that does not exist",
-        lambda client: client.post("/v2/rerank", json={}),
+        lambda client: client.post("/v3/rerank", json={}),
         status=404,
         code="not_found",
-        operation="POST /v2/rerank",
+        operation="POST /v3/rerank",
     ),
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.api.dialects import DIALECTS, Dialect
 from service.api.schemas import RerankRequest
 from service.errors import TABLE
 from tests.acceptance.service_process import Service, Tenant
@@ -100,6 +101,25 @@ def test_the_description_has_every_refusal(openapi: dict[str, Any]) -> None:
         assert media["schema"] == {"$ref": "#/components/schemas/Problem"}
     answer = responses["200"]["content"]["application/json"]["schema"]
     assert answer == {"$ref": "#/components/schemas/RerankAnswer"}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_the_description_has_every_dialect_s_shapes(openapi: dict[str, Any], dialect: Dialect) -> None:
+    for path in dialect.paths:
+        (post,) = openapi["paths"][path].values()
+        body = post["requestBody"]["content"]["application/json"]["schema"]
+        answer = post["responses"]["200"]["content"]["application/json"]["schema"]
+        for schema, model in ((body, dialect.request), (answer, dialect.answered)):
+            assert schema == {"$ref": f"#/components/schemas/{model.__name__}"}
+            described = openapi["components"]["schemas"][model.__name__]
+            assert set(described["properties"]) == set(model.model_fields)
+        refused = dict.fromkeys(("401", "422", "429", "503"), dialect.refused.__name__)
+        assert {
+            status: post["responses"][status]["content"]["application/json"]["schema"]["$ref"].rpartition(
+                "/"
+            )[2]
+            for status in refused
+        } == refused
 
 
 def test_the_examples_of_the_description_work(service: Service, openapi: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
+from service.fleet.router import WorkerState
 from tests.integration.administrators import ASK, House, build_house, make_key, problem
 from tests.integration.conftest import Secrets
 from tests.integration.served import Served, serve, until
@@ -41,6 +42,10 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def running(gateway: Served, house: House) -> int:
     return sum(worker.running for worker in gateway.fleet.workers() if worker.tenant == house.id)
+
+
+def served(worker: WorkerState) -> set[str]:
+    return {each.tenant for each in worker.tenants}
 
 
 def workers(gateway: Served, house: House) -> list[int]:
@@ -102,10 +107,10 @@ def test_a_contained_tenant_of_a_pool_takes_no_other_with_it(
 ) -> None:
     one, other = (build_house(service, platform, isolation="pooled", group="incidents") for _ in range(2))
     stopped = pool.submit(service.rerank, SLEEP, one.search)
-    until(lambda: any(worker.running for worker in service.fleet.workers() if one.id in worker.tenants))
+    until(lambda: any(worker.running for worker in service.fleet.workers() if one.id in served(worker)))
     goes_on = pool.submit(service.rerank, {"query": "sleep 3", "documents": ["a"]}, other.search)
-    until(lambda: any({one.id, other.id} <= {*worker.tenants} for worker in service.fleet.workers()))
-    (shared,) = (worker.pid for worker in service.fleet.workers() if one.id in worker.tenants)
+    until(lambda: any({one.id, other.id} <= served(worker) for worker in service.fleet.workers()))
+    (shared,) = (worker.pid for worker in service.fleet.workers() if one.id in served(worker))
     service.wait(service.enforcement.report())
     listed = {each["tenant"]: each for each in platform.get("/admin/v1/workers").json()["data"]}
     for house in (one, other):

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from service.__main__ import app
-from service.api import schemas
+from service.api import items, schemas
 from service.api.admin import shapes
+from service.api.dialects import DIALECTS
 from service.api.door import OPEN_PATHS
 from service.api.usage import KeySpans, LimitState, UsageAnswer, Used
 from service.app import create_app
@@ -47,7 +48,7 @@ def settings_table() -> list[str]:
         if field.default is PydanticUndefined:
             default = "the cores of this machine"
         else:
-            default = "unset" if field.default is None else f"`{field.default}`"
+            default = "unset" if field.default in (None, ()) else f"`{field.default}`"
         rows.append(f"| `PERICARP_{name.upper()}` | {default} | {field.description} |")
     return rows
 
@@ -92,7 +93,8 @@ def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> 
     "path",
     sorted(
         {path for path in OPEN_PATHS if "." not in path}
-        | {"/v1/rerank", "/v1/models", "/v1/usage", "/metrics", *SESSIONS}
+        | {path for dialect in DIALECTS for path in dialect.paths}
+        | {"/v1/models", "/v1/usage", "/metrics", *SESSIONS}
     ),
 )
 def test_every_path_stands_in_the_api_page(path: str) -> None:
@@ -140,9 +142,9 @@ def test_every_field_of_an_administrators_answer_stands_in_its_page(shape: type[
 @pytest.mark.parametrize(
     "field",
     [
-        *schemas.RerankRequest.model_fields,
-        *schemas.TextAndImage.model_fields,
-        *schemas.Content.model_fields,
+        *(name for dialect in DIALECTS for name in dialect.request.model_fields),
+        *items.TextAndImage.model_fields,
+        *items.Content.model_fields,
         *schemas.SessionRequest.model_fields,
     ],
 )

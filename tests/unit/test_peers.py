@@ -15,7 +15,7 @@ from models import Item, Job, Pixels
 from models.packing import Grid
 from models.prompt import Prompt
 from models.weights import DEMO_DIRECTORY
-from service.api import schemas
+from service.api import items, schemas
 
 IMAGE = Pixels(1, 1, b"rgb")
 GRID = Grid(0, 2, 3)
@@ -59,7 +59,7 @@ def test_the_peers_form_of_a_request_is_one_that_we_read() -> None:
     body = in_parts(json.dumps({"query": "a", "documents": ["b", {"image": "aGk="}]}).encode())
     request = schemas.RerankRequest.model_validate_json(body)
     assert request.documents[0] == "b"
-    assert isinstance(request.documents[1], schemas.Content)
+    assert isinstance(request.documents[1], items.Content)
 
 
 def test_kendall_tau_is_one_for_the_same_order_and_less_for_each_swap() -> None:

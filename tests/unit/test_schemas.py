@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from service.api.schemas import MAX_DOCUMENTS, REPEATED_CHARACTERS, RerankRequest, read, read_session
+from service.api.items import MAX_DOCUMENTS, REPEATED_CHARACTERS
+from service.api.schemas import RerankRequest, read, read_session
 from service.asks import Ask, RawItem
 from service.errors import BadRequest
 
