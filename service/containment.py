@@ -89,6 +89,8 @@ class Enforcement:
         self._fleet = fleet
         self._running = running
         self._turn = asyncio.Lock()
+        self._killed: set[int] = set()
+        """Workers that are on their way out, and told of."""
 
     async def enforce(self) -> None:
         """Stop what is contained, or of a tenant that is contained or deleted. Raises `DatabaseUnavailable`.
@@ -97,7 +99,9 @@ class Enforcement:
         """
         async with self._turn:  # two at once would tell the same twice
             requests = [each for each in self._running.all() if not each.halted]
-            workers = self._fleet.workers()
+            alive = self._fleet.workers()
+            self._killed &= {each.pid for each in alive}
+            workers = [each for each in alive if each.pid not in self._killed]
             serving = [tenant for each in workers for tenant in _tenants(each)]
             tenants = {_tenant(each) for each in requests} | {each.tenant for each in serving}
             if not tenants:
@@ -161,6 +165,7 @@ class Enforcement:
         for request in requests:
             request.halt()
         if workers:
+            self._killed |= {each.pid for each, _theirs in workers}
             await self._fleet.expel(str(tenant))
         log.warning(
             "stopped what is contained",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from service.errors import Overloaded
+from service.errors import Contained, Overloaded
 from service.fleet.router import Line, Party, TenantState, Ticket, WorkerState
 from service.processes.children import Child
 
@@ -157,6 +157,8 @@ class Seating:
         self.lines: dict[Party, Line] = {}
         self.failing: set[bool] = set()
         """Which starts fail at present: those of workers with weights of their own (True), or the others."""
+        self.expelled: set[str] = set()
+        """Tenants that were stopped and have not asked since."""
 
     def line(self, party: Party) -> Line:
         """The party's line, which begins here if it must."""
@@ -176,11 +178,19 @@ class Seating:
         jobs = chain(*self.lines.values(), *(seat.tickets for seat in self.homes(tenant)))
         return [ticket for ticket in jobs if ticket.tenant == tenant]
 
+    def expel(self, tenant: str) -> list[Seat]:
+        """Fail the tenant's jobs, and keep no worker warm for it until it asks again; the workers that serve it."""
+        for ticket in self.tickets(tenant):
+            ticket.fail(Contained(reason="contained"))
+        self.expelled.add(tenant)
+        return self.homes(tenant)
+
     def join(self, ticket: Ticket) -> None:
         """Wait in the party's line.
 
         Where the tenant has too many in it already, the ticket fails with Overloaded, until the line is worked off.
         """
+        self.expelled.discard(ticket.tenant)
         line, seat = self.line(ticket.party), self.seat(ticket.party)
         if line.count(ticket.tenant) < self.rules.queue_limit:
             line.join(ticket)
@@ -221,7 +231,8 @@ class Seating:
         """Parties that should have a worker and have none: those that wait, then those to be kept warm."""
         waiting = self.waiting()
         present = {seat.party for seat in self.seats} | set(waiting)
-        return waiting + [party for party in self.rules.keep_warm if party not in present]
+        warm = [party for party in self.rules.keep_warm if party.tenant not in self.expelled]
+        return waiting + [party for party in warm if party not in present]
 
     def lacking(self, *, own_weights: bool) -> int:
         """How many workers of that kind should be started, beside those that are ready."""
