@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from models.demo import bm25, calibration, pictures, questions
 from models.demo.data import Corpus, load_corpus
-from models.demo.model import UNIT, Model, Packer, Row, encode_images, read_states
+from models.demo.model import UNIT, Model, Packer, Row, autocast, encode_images, read_states
 from models.demo.questions import CANDIDATES, MEASURED, PAIRINGS, draw_rows
 from models.demo.scenes import paint_scene
 from models.demo.views import resize_images
@@ -91,7 +91,7 @@ def collect_states(
             packed = packer.pack([part], lambda _: (side // UNIT, side // UNIT)).to(model.device)
             seen = [known[i] for i in packed.images]
             visual = torch.cat(seen) if seen else torch.zeros(0, device=model.device)
-            with torch.autocast(model.device.type, torch.bfloat16, cache_enabled=False):
+            with autocast(model.device.type):
                 parts.append(read_states(model, packed, visual)[0].float())
         found.append(torch.cat(parts))
     return found
