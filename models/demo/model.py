@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.demo.tokenizer import strip_added_tokens
+from models.loading import native_dtype
 from models.stock import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 Model = Qwen2_5_VLForConditionalGeneration
@@ -124,6 +125,12 @@ def find_control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of the control tokens that the prompt and the configuration name, by their bare names."""
     ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in _CONTROL}
     return {name: token for name, token in ids.items() if token is not None}
+
+
+def autocast(device: str) -> torch.autocast:
+    """Products in bf16 where the device has instructions for it; elsewhere they would be many times slower."""
+    native = native_dtype(torch.device(device)) == "bf16"
+    return torch.autocast(device, torch.bfloat16, enabled=native, cache_enabled=False)
 
 
 def count_parameters(model: torch.nn.Module) -> int:
