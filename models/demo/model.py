@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.demo.tokenizer import strip_added_tokens
-from models.loading import native_dtype
 from models.stock import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from models.tensors import native_dtype
 
 Model = Qwen2_5_VLForConditionalGeneration
 PATCH, MERGE = 14, 2
