@@ -22,16 +22,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +40,7 @@ from sqlalchemy import make_url
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.admitting import POLICY, Gateway, gateways, load  # noqa: E402
 from bench.litellm_peer import beside  # noqa: E402
 from bench.request import console, cpu_model, git_commit, spread  # noqa: E402
 from bench.traffic import Connection, Sample, Target  # noqa: E402
@@ -50,11 +48,9 @@ from service import __version__  # noqa: E402
 from service.installation import Installation, bring_up_to_date, opened  # noqa: E402
 from service.settings import Settings  # noqa: E402
 from tenants import embedded  # noqa: E402
-from tenants.access import Caller, Role, TenantId  # noqa: E402
+from tenants.access import Role  # noqa: E402
 from tenants.database import Database  # noqa: E402
 from tenants.directory import Directory  # noqa: E402
-from tenants.policy import Policy  # noqa: E402
-from tenants.quotas import Quotas  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "admission.json"
 TENANTS = 1_000
@@ -78,135 +74,16 @@ SIZE = """
 select sum(pg_total_relation_size(oid))::bigint from pg_class
  where oid = any ('{pericarp.quota,pericarp.slot,pericarp.usage,pericarp.gateway}'::regclass[])
 """
-POLICY = Policy(
-    requests_per_minute=1_000_000,
-    images_per_minute=1_000_000,
-    tokens_per_minute=60_000_000,
-    requests_per_month=1_000_000_000,
-    tokens_per_month=1_000_000_000_000,
-    concurrent_requests=200,
-)
 BODY = json.dumps(
     {"query": "red fruit", "documents": [f"document {number} says this and that" for number in range(10)]}
 ).encode()
-
-
-# -- a gateway's side: `python bench/admission.py --gateway`, one line of JSON in, one out ------------------------------
-
-
-async def decide_when_asked() -> None:
-    """Be a gateway that only admits. The first line names the database, each one after it a load."""
-    loop = asyncio.get_running_loop()
-    first = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
-    database = Database(first["url"], call_pool_size=16)
-    await database.open()
-    quotas = Quotas(database)
-    callers = [
-        Caller(TenantId(uuid.UUID(tenant)), "bench", "bench", Role.SEARCH, POLICY)
-        for tenant in first["tenants"]
-    ]
-    await quotas.extend_lease()
-    beating = asyncio.create_task(_beat(quotas))
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        print(json.dumps(await _decide(quotas, callers, **json.loads(line))), flush=True)
-    beating.cancel()
-    await database.close()
-
-
-async def _beat(quotas: Quotas) -> None:
-    while True:
-        await quotas.extend_lease()
-        await asyncio.sleep(quotas.beat_s)
-
-
-async def _decide(
-    quotas: Quotas, callers: Sequence[Caller], *, tenants: int, clients: int, seconds: float, most: int
-) -> dict[str, Any]:
-    """Hold and release for so long, and at most so often, as so many clients; milliseconds of each hold."""
-    until_s = time.perf_counter() + seconds
-    taken_ms: list[float] = []
-    began_s = time.perf_counter()
-
-    async def client() -> None:
-        while len(taken_ms) < most:
-            caller = callers[0] if tenants == 1 else random.choice(callers[:tenants])
-            asked_s = time.perf_counter()
-            if asked_s >= until_s:
-                return
-            hold = await quotas.hold(caller, str(uuid.uuid4()), images=1, tokens=1_000)
-            taken_ms.append((time.perf_counter() - asked_s) * 1000)
-            await quotas.release(hold)
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return {"taken_ms": [round(ms, 3) for ms in taken_ms], "seconds": time.perf_counter() - began_s}
-
-
-# -- the bench's side ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Gateway:
-    """One process that admits."""
-
-    process: subprocess.Popen[str]
-
-    def begin(self, told: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(told) + "\n")
-        self.process.stdin.flush()
-
-    def end(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("a gateway of the bench died")
-        told: dict[str, Any] = json.loads(line)
-        return told
-
-
-@contextlib.contextmanager
-def gateways(url: str, tenants: Sequence[str], count: int) -> Iterator[list[Gateway]]:
-    """The database's URL goes through a pipe: it has a password in it."""
-    started = [
-        Gateway(
-            subprocess.Popen(
-                [sys.executable, str(Path(__file__)), "--gateway"],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
-        for _ in range(count)
-    ]
-    try:
-        for gateway in started:
-            gateway.begin({"url": url, "tenants": list(tenants)})
-        yield started
-    finally:
-        for gateway in started:
-            gateway.process.terminate()
-            gateway.process.wait()
-
-
-def load(
-    on: Sequence[Gateway], *, tenants: int, clients: int, seconds: float, most: int = 10**9
-) -> tuple[list[float], float]:
-    """Milliseconds of every hold, and the seconds that all of it took."""
-    share = clients // len(on)
-    for gateway in on:
-        gateway.begin(
-            {"tenants": tenants, "clients": share, "seconds": seconds, "most": max(1, most // len(on))}
-        )
-    told = [gateway.end() for gateway in on]
-    return [ms for each in told for ms in each["taken_ms"]], max(each["seconds"] for each in told)
 
 
 def measure_decisions(all_of: Sequence[Gateway], *, quick: bool) -> tuple[list[dict[str, Any]], int]:
     load(all_of, tenants=TENANTS, clients=4, seconds=1.0)  # connections, plans, and a row for most tenants
     figures, made = [], 0
     for tenants, count, clients in CASES:
-        taken_ms, seconds = load(
+        taken_ms, failed, seconds = load(
             all_of[:count], tenants=tenants, clients=clients, seconds=QUICK_CASE_S if quick else CASE_S
         )
         made += len(taken_ms)
@@ -216,6 +93,7 @@ def measure_decisions(all_of: Sequence[Gateway], *, quick: bool) -> tuple[list[d
                 "gateways": count,
                 "clients": clients,
                 "decisions": len(taken_ms),
+                "failed": failed,
                 "decisions_per_s": round(len(taken_ms) / seconds, 1),
                 "hold_ms": spread(taken_ms),
             }
@@ -236,7 +114,7 @@ def measure_size(
     while total < wanted and (until_s is None or time.monotonic() < until_s):
         seconds = 10.0 if until_s is None else max(0.5, min(3.0, until_s - time.monotonic()))
         for tenants in (1, TENANTS):
-            taken_ms, _ = load(
+            taken_ms, _, _ = load(
                 all_of, tenants=tenants, clients=16, seconds=seconds / 2, most=(wanted - total) // 2 + 4
             )
             total += len(taken_ms)
@@ -316,16 +194,20 @@ def echo_service(home: Path, key: str) -> Iterator[Target]:
         process.wait(30)
 
 
-async def _prepare(installation: Installation, superuser_url: str) -> tuple[list[str], str]:
-    """A thousand tenants without keys, and one with a key; their ids and that key's text."""
+async def _make_key(installation: Installation) -> str:
+    """The text of a search key, of a tenant whose limits are never reached."""
     database = Database(installation.app_url, pool_size=1, call_pool_size=1)
     await database.open()
     try:
         directory = Directory(database, pepper=installation.pepper, master_key=installation.master_key)
         tenant = await directory.create_tenant("bench", POLICY)
-        _, key = await directory.create_key(tenant.id, Role.SEARCH)
+        return (await directory.create_key(tenant.id, Role.SEARCH))[1]
     finally:
         await database.close()
+
+
+async def _make_tenants(superuser_url: str) -> list[str]:
+    """The ids of a thousand tenants that nobody has a key of: quick to make, and enough to be admitted."""
     connection = await asyncpg.connect(superuser_url)
     try:
         rows = await connection.fetch(
@@ -335,7 +217,7 @@ async def _prepare(installation: Installation, superuser_url: str) -> tuple[list
         )
     finally:
         await connection.close()
-    return [str(row["id"]) for row in rows], key
+    return [str(row["id"]) for row in rows]
 
 
 def aims_of(
@@ -377,11 +259,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="every aim within 50 s, on few decisions")
     parser.add_argument("--save", action="store_true", help="keep a full run in bench/results/admission.json")
     parser.add_argument("--litellm", type=Path, metavar="VENV", help="an environment with litellm[proxy]")
-    parser.add_argument("--gateway", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.gateway:
-        asyncio.run(decide_when_asked())
-        return 0
     if options.quick and options.save:
         parser.error("only full runs are saved")
     load_before = round(os.getloadavg()[0], 2)
@@ -394,11 +272,11 @@ def main() -> int:
             bring_up_to_date(installation)
             inside = make_url(server.superuser_url).set(database="pericarp")
             superuser_url = inside.render_as_string(hide_password=False)
-            tenants, key = asyncio.run(_prepare(installation, superuser_url))
-            with echo_service(home, key) as target:
+            with echo_service(home, asyncio.run(_make_key(installation))) as target:
                 request = measure_request(target, quick=options.quick)
                 if options.litellm is not None:
                     peer = beside(options.litellm, target, server.superuser_url, BODY, quick=options.quick)
+            tenants = asyncio.run(_make_tenants(superuser_url))
             with gateways(installation.app_url, tenants, 4) as started:
                 decisions, made = measure_decisions(started, quick=options.quick)
                 until_s = began_s + QUICK_S - 3 if options.quick else None

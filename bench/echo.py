@@ -34,6 +34,7 @@ class Echo:
         job: Job,
         done: Done,
         *,
+        tenant: str = "",
         session: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
@@ -42,7 +43,10 @@ class Echo:
     def cancel(self, ticket: int) -> None:
         pass
 
-    def end_session(self, session: str) -> None:
+    def end_session(self, session: str, *, tenant: str = "") -> None:
+        pass
+
+    def forget(self, tenant: str) -> None:
         pass
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from service.deeds import GATEWAY, Actor, Deed, Deeds
+from service.fleet.router import TenantState
 from service.watch.logs import get_logger
 from tenants.presence import Presence, Presences
 
@@ -88,6 +89,8 @@ class Enforcement:
         self._fleet = fleet
         self._running = running
         self._turn = asyncio.Lock()
+        self._killed: set[int] = set()
+        """Workers that are on their way out, and told of."""
 
     async def enforce(self) -> None:
         """Stop what is contained, or of a tenant that is contained or deleted. Raises `DatabaseUnavailable`.
@@ -96,8 +99,11 @@ class Enforcement:
         """
         async with self._turn:  # two at once would tell the same twice
             requests = [each for each in self._running.all() if not each.halted]
-            workers = [each for each in self._fleet.workers() if each.tenant is not None]
-            tenants = {_tenant(each) for each in requests} | {str(each.tenant) for each in workers}
+            alive = self._fleet.workers()
+            self._killed &= {each.pid for each in alive}
+            workers = [each for each in alive if each.pid not in self._killed]
+            serving = [tenant for each in workers for tenant in _tenants(each)]
+            tenants = {_tenant(each) for each in requests} | {each.tenant for each in serving}
             if not tenants:
                 return
             halted, keys = await self._lifecycle.halted(sorted(tenants), sorted(map(_key, requests)))
@@ -105,7 +111,12 @@ class Enforcement:
                 await self._stop(
                     tenant,
                     [each for each in requests if _tenant(each) == str(tenant)],
-                    [each for each in workers if each.tenant == str(tenant)],
+                    [
+                        (each, theirs)
+                        for each in workers
+                        for theirs in _tenants(each)
+                        if theirs.tenant == str(tenant)
+                    ],
                 )
             for key_id in keys:
                 of_key = [each for each in requests if _key(each) == key_id and not each.halted]
@@ -117,13 +128,15 @@ class Enforcement:
         await self._presences.report(
             self.gateway,
             [
-                Presence(each.tenant, each.pid, each.running, each.jobs, each.age_s)
+                Presence(theirs.tenant, each.pid, theirs.running, theirs.jobs, theirs.age_s)
                 for each in self._fleet.workers()
-                if each.tenant is not None
+                for theirs in _tenants(each)
             ],
         )
 
-    async def _stop(self, tenant: TenantId, requests: list[Exchange], workers: list[WorkerState]) -> None:
+    async def _stop(
+        self, tenant: TenantId, requests: list[Exchange], workers: list[tuple[WorkerState, TenantState]]
+    ) -> None:
         deed = Deed(
             tenant,
             {
@@ -140,11 +153,11 @@ class Enforcement:
                 "workers": [
                     {
                         "pid": each.pid,
-                        "running": each.running,
-                        "jobs": each.jobs,
-                        "since_us": round((time.time() - each.age_s) * 1_000_000),
+                        "running": theirs.running,
+                        "jobs": theirs.jobs,
+                        "since_us": round((time.time() - theirs.age_s) * 1_000_000),
                     }
-                    for each in workers
+                    for each, theirs in workers
                 ],
             },
         )
@@ -152,6 +165,7 @@ class Enforcement:
         for request in requests:
             request.halt()
         if workers:
+            self._killed |= {each.pid for each, _theirs in workers}
             await self._fleet.expel(str(tenant))
         log.warning(
             "stopped what is contained",
@@ -160,6 +174,13 @@ class Enforcement:
             requests=len(requests),
             workers=len(workers),
         )
+
+
+def _tenants(worker: WorkerState) -> tuple[TenantState, ...]:
+    """Whom a worker serves; also one that it has yet to get the first job of."""
+    if worker.tenant is None or worker.tenants:
+        return worker.tenants
+    return (TenantState(worker.tenant, 0, 0, worker.age_s),)
 
 
 def _tenant(exchange: Exchange) -> str:

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from models import Job, ModelCard
-from service.errors import Contained, DeadlineExceeded, Overloaded, WorkerLost
+from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet import replies
 from service.fleet.diary import Diary
 from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreReply, ScoreRequest
@@ -347,9 +347,7 @@ class LocalFleet:
 
     def _expel(self, tenant: str) -> None:
         """Jobs that only share the worker go back to the line when it is lost, as after any other death."""
-        for ticket in self._seating.tickets(tenant):
-            ticket.fail(Contained(reason="contained"))
-        for seat in self._seating.homes(tenant):
+        for seat in self._seating.expel(tenant):
             seat.child.kill("its tenant is contained")
 
     def _welcome(self, starts: Starts, child: Child, owner: Owner | None) -> None:

@@ -60,6 +60,16 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantState:
+    """What a worker has done for one tenant since its first job there, `age_s` ago: a neighbour's part is not in it."""
+
+    tenant: str
+    running: int
+    jobs: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """One live worker: `spare` until it is `assigned` to its party, a `tenant` or a `group`, for life.
 
@@ -75,7 +85,7 @@ class WorkerState:
     idle_s: float
     compilations: int
     group: str | None = None
-    tenants: tuple[str, ...] = ()
+    tenants: tuple[TenantState, ...] = ()
     own_weights: bool = False
     age_s: float = 0.0
     """Since it was given to its party; of a spare, since it was ready."""
@@ -137,9 +147,10 @@ class Fleet(Protocol):
         ...
 
     async def expel(self, tenant: str) -> None:
-        """Kill the worker that serves `tenant` at once, and all that it keeps; its jobs fail with Contained.
+        """Kill every worker that serves `tenant` or did, at once, and all that it keeps; its jobs fail with Contained.
 
-        A job that comes later is scored in a new worker. Returns before the worker is gone.
+        What a neighbour in its group had under way there is scored again. A job that comes later is scored in a new
+        worker. Returns before the worker is gone.
         """
         ...
 

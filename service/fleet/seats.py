@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from service.errors import Overloaded
-from service.fleet.router import Line, Party, Ticket, WorkerState
+from service.errors import Contained, Overloaded
+from service.fleet.router import Line, Party, TenantState, Ticket, WorkerState
 from service.processes.children import Child
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ class Rules:
     """Of all jobs at one worker; a single one may have more."""
 
 
+@dataclass(slots=True)
+class Stay:
+    """One tenant at one worker: since when, when it last got or answered a job of theirs, and how many it answered."""
+
+    since_s: float
+    used_s: float
+    jobs: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Seat:
     """One live worker. `party` is None while it is a spare; it is set once and never changed."""
@@ -47,8 +56,8 @@ class Seat:
     party: Party | None = None
     own_weights: bool = False
     """Whether no other process sees the weights that it maps."""
-    tenants: dict[str, float] = field(default_factory=dict)
-    """Those of whose work it may keep something, and when it last got a job of theirs or answered one."""
+    tenants: dict[str, Stay] = field(default_factory=dict)
+    """Those of whose work it may keep something."""
     tickets: list[Ticket] = field(default_factory=list)
     """What the worker has and has not answered, in the order of sending."""
     jobs: int = 0
@@ -83,7 +92,7 @@ class Seat:
         if self.owes_s is None:
             self.owes_s = now
         self.tickets.append(ticket)
-        self.tenants[ticket.tenant] = now
+        self.tenants.setdefault(ticket.tenant, Stay(now, now)).used_s = now
         ticket.attempts += 1
         ticket.sent_s = self.sent_s = now
 
@@ -94,7 +103,10 @@ class Seat:
             self.tickets.remove(ticket)
             self.pace_s += (PACE_WEIGHT if self.jobs else 1.0) * (now - self.used_s - self.pace_s)
             self.jobs += 1
-            self.used_s = self.tenants[ticket.tenant] = now
+            self.used_s = now
+            if (stay := self.tenants.get(ticket.tenant)) is not None:
+                stay.used_s = now
+                stay.jobs += 1
         self.owes_s = now if self.tickets else None
         return awaited
 
@@ -122,7 +134,15 @@ class Seat:
             idle_s=0.0 if self.tickets else now - self.used_s,
             compilations=self.compilations,
             group=None if self.party is None else self.party.group,
-            tenants=tuple(self.tenants),
+            tenants=tuple(
+                TenantState(
+                    tenant,
+                    sum(ticket.tenant == tenant for ticket in self.tickets),
+                    stay.jobs,
+                    now - stay.since_s,
+                )
+                for tenant, stay in self.tenants.items()
+            ),
             own_weights=self.own_weights,
             age_s=now - self.since_s,
         )
@@ -137,6 +157,8 @@ class Seating:
         self.lines: dict[Party, Line] = {}
         self.failing: set[bool] = set()
         """Which starts fail at present: those of workers with weights of their own (True), or the others."""
+        self.expelled: set[str] = set()
+        """Tenants that were stopped and have not asked since."""
 
     def line(self, party: Party) -> Line:
         """The party's line, which begins here if it must."""
@@ -148,18 +170,27 @@ class Seating:
 
     def homes(self, tenant: str) -> list[Seat]:
         """The workers that may keep something of the tenant's work: more than one where it changed its party."""
-        return [seat for seat in self.seats if tenant in seat.tenants]
+        own = Party(tenant), Party(tenant, own_weights=True)
+        return [seat for seat in self.seats if tenant in seat.tenants or seat.party in own]
 
     def tickets(self, tenant: str) -> list[Ticket]:
         """The tenant's jobs, those in line and those at its workers."""
         jobs = chain(*self.lines.values(), *(seat.tickets for seat in self.homes(tenant)))
         return [ticket for ticket in jobs if ticket.tenant == tenant]
 
+    def expel(self, tenant: str) -> list[Seat]:
+        """Fail the tenant's jobs, and keep no worker warm for it until it asks again; the workers that serve it."""
+        for ticket in self.tickets(tenant):
+            ticket.fail(Contained(reason="contained"))
+        self.expelled.add(tenant)
+        return self.homes(tenant)
+
     def join(self, ticket: Ticket) -> None:
         """Wait in the party's line.
 
         Where the tenant has too many in it already, the ticket fails with Overloaded, until the line is worked off.
         """
+        self.expelled.discard(ticket.tenant)
         line, seat = self.line(ticket.party), self.seat(ticket.party)
         if line.count(ticket.tenant) < self.rules.queue_limit:
             line.join(ticket)
@@ -200,7 +231,8 @@ class Seating:
         """Parties that should have a worker and have none: those that wait, then those to be kept warm."""
         waiting = self.waiting()
         present = {seat.party for seat in self.seats} | set(waiting)
-        return waiting + [party for party in self.rules.keep_warm if party not in present]
+        warm = [party for party in self.rules.keep_warm if party.tenant not in self.expelled]
+        return waiting + [party for party in warm if party not in present]
 
     def lacking(self, *, own_weights: bool) -> int:
         """How many workers of that kind should be started, beside those that are ready."""
@@ -257,21 +289,19 @@ class Seating:
             (seat, tenant)
             for seat in self.seats
             if seat.party is not None and seat.party.group is not None and seat.child.alive
-            for tenant, used_s in seat.tenants.items()
-            if (now - used_s > self.rules.idle_s or self._has_left(seat, tenant))
+            for tenant, stay in seat.tenants.items()
+            if (now - stay.used_s > self.rules.idle_s or self._has_left(seat, tenant))
             and not any(ticket.tenant == tenant for ticket in seat.tickets)
             and not (seat.party in self.lines and self.lines[seat.party].count(tenant))
         ]
 
     def _has_left(self, seat: Seat, tenant: str | None) -> bool:
         """Whether the tenant was served by another worker since."""
-        return any(
-            other is not seat
-            and tenant in other.tenants
-            and other.tenants[tenant] > seat.tenants.get(tenant, 0.0)
-            for other in self.seats
-            if tenant is not None
-        )
+        if tenant is None:
+            return False
+        used_s = seat.tenants[tenant].used_s if tenant in seat.tenants else 0.0
+        others = (other.tenants.get(tenant) for other in self.seats if other is not seat)
+        return any(stay is not None and stay.used_s > used_s for stay in others)
 
     def _since_s(self) -> dict[Party, float]:
         """When the first one of each line arrived."""

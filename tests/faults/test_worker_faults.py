@@ -17,6 +17,7 @@ import pytest
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.fleet.local import LocalFleet
 from service.fleet.messages import SCORING, Assign, Cancel, EndSession, Forget, ScoreRequest
+from service.fleet.router import Party
 from service.processes.children import ChildLost, Launch, bare_environ, start_child
 from service.processes.wire import Failure
 from tests.integration.fleet_conformance import ACME, BETA, job, until
@@ -98,7 +99,7 @@ async def test_a_stopped_worker_is_noticed_by_its_silence_and_replaced() -> None
 
 
 async def test_an_idle_worker_or_spare_that_dies_is_replaced_before_it_is_needed() -> None:
-    async with running(spare_workers=1, keep_warm=(ACME,)) as fleet:
+    async with running(spare_workers=1, keep_warm=(Party(ACME),)) as fleet:
         await until(lambda: spares(fleet) and ACME in assigned(fleet))
         [spare], warm = spares(fleet), assigned(fleet)[ACME]
         for pid in (spare, warm):

@@ -88,6 +88,19 @@ class FleetConformance:
         assert (await fleet.score(ACME, job(), deadline_s=20)).worker != before.pid
         assert (await fleet.score(BETA, job(), deadline_s=20)).worker == other
 
+    async def test_an_expelled_tenant_takes_its_pools_worker_with_it_but_not_its_neighbours_work(
+        self, fleet: Fleet
+    ) -> None:
+        shared = (await fleet.score(ACME, job(), deadline_s=60, party=POOL)).worker
+        theirs = asyncio.create_task(fleet.score(ACME, job("sleep 30"), deadline_s=60, party=POOL))
+        neighbours = asyncio.create_task(fleet.score(BETA, job("sleep 1.5"), deadline_s=60, party=POOL))
+        await until(lambda: any(state.running == 2 for state in fleet.workers()))
+        await fleet.expel(ACME)
+        with pytest.raises(Contained):
+            await theirs
+        scored = await neighbours
+        assert scored.retried and scored.worker != shared
+
     async def test_a_full_line_refuses_at_once_and_says_when_to_come_back(self, fleet: Fleet) -> None:
         await fleet.score(ACME, job("sleep 1.1"), deadline_s=20)
         tasks = [asyncio.create_task(fleet.score(ACME, job("sleep 0.3"), deadline_s=20)) for _ in range(6)]
@@ -158,7 +171,8 @@ class FleetConformance:
         stranger = await fleet.score("stranger", job(), deadline_s=60, party=OTHER_POOL)
         assert stranger.worker != first.worker
         (state,) = (state for state in fleet.workers() if state.pid == first.worker)
-        assert (state.tenant, state.group, set(state.tenants)) == (None, "pool", {ACME, BETA})
+        assert (state.tenant, state.group, state.jobs) == (None, "pool", 2)
+        assert {each.tenant: each.jobs for each in state.tenants} == {ACME: 1, BETA: 1}
         assert not state.own_weights
 
     async def test_a_tenant_of_the_pool_is_not_one_that_bears_the_groups_name(self, fleet: Fleet) -> None:

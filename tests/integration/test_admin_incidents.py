@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
+from service.fleet.router import WorkerState
 from tests.integration.administrators import ASK, House, build_house, make_key, problem
 from tests.integration.conftest import Secrets
 from tests.integration.served import Served, serve, until
@@ -41,6 +42,10 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def running(gateway: Served, house: House) -> int:
     return sum(worker.running for worker in gateway.fleet.workers() if worker.tenant == house.id)
+
+
+def served(worker: WorkerState) -> set[str]:
+    return {each.tenant for each in worker.tenants}
 
 
 def workers(gateway: Served, house: House) -> list[int]:
@@ -95,6 +100,27 @@ def test_containing_one_tenant_disturbs_no_other(
     assert service.rerank(ASK, house.search).status_code == 200
     platform.post(f"{house.path}/contain")
     assert goes_on.result(30).status_code == 200
+
+
+def test_a_contained_tenant_of_a_pool_takes_no_other_with_it(
+    service: Served, platform: httpx.Client, pool: ThreadPoolExecutor
+) -> None:
+    one, other = (build_house(service, platform, isolation="pooled", group="incidents") for _ in range(2))
+    stopped = pool.submit(service.rerank, SLEEP, one.search)
+    until(lambda: any(worker.running for worker in service.fleet.workers() if one.id in served(worker)))
+    goes_on = pool.submit(service.rerank, {"query": "sleep 3", "documents": ["a"]}, other.search)
+    until(lambda: any({one.id, other.id} <= served(worker) for worker in service.fleet.workers()))
+    (shared,) = (worker.pid for worker in service.fleet.workers() if one.id in served(worker))
+    service.wait(service.enforcement.report())
+    listed = {each["tenant"]: each for each in platform.get("/admin/v1/workers").json()["data"]}
+    for house in (one, other):
+        told = listed[house.id]
+        assert (told["pid"], told["running"], told["jobs"]) == (shared, 1, 0), "nothing of the other's"
+    platform.post(f"{one.path}/contain")
+    problem(stopped.result(30), 403, "forbidden")
+    assert goes_on.result(30).status_code == 200
+    assert shared not in {worker.pid for worker in service.fleet.workers()}
+    assert service.rerank(ASK, other.search).status_code == 200
 
 
 def test_a_contained_key_stops_alone(

@@ -87,7 +87,7 @@ async def test_a_tenant_that_left_the_pool_finds_nothing_there_any_more(checkpoi
         await score(fleet, ACME, Party(ACME))
 
         def kept() -> set[str]:
-            return {tenant for state in fleet.workers() if state.pid == pool for tenant in state.tenants}
+            return {each.tenant for state in fleet.workers() if state.pid == pool for each in state.tenants}
 
         while kept() != {BETA}:
             await asyncio.sleep(0.05)

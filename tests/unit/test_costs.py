@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from models import DEMO, Item, Job, JobTooLong, ModelCard, Pixels
@@ -34,7 +34,7 @@ def preparer(tmp_path_factory: pytest.TempPathFactory) -> ImagePreparer:
     return make_preparer(tmp_path_factory.mktemp("preparer"), {"max_pixels": 12_544, "min_pixels": 3_136})
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     query=sides,
     documents=st.lists(sides, min_size=1, max_size=4),
@@ -80,6 +80,7 @@ def test_a_bound_holds_for_any_text_and_image(
         assert read <= most_tokens(ask, None)
 
 
+@settings(deadline=None)
 @given(
     width=st.integers(1, 5_000),
     height=st.integers(1, 5_000),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import http_sf
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.api.limits import limit_headers
@@ -23,7 +23,7 @@ standings = st.lists(
         per_window=counts,
         shadow=st.booleans(),
     ),
-    max_size=13,
+    max_size=5,
 )
 
 
@@ -35,6 +35,7 @@ def parsed(field: str) -> list[tuple[str, dict[str, Any]]]:
     return list(items)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(standings)
 def test_whatever_stands_where_is_a_valid_list(told: list[Standing]) -> None:
     headers = limit_headers(told)

@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from models import Item, Job, Pixels
-from service.errors import Overloaded
+from service.errors import Contained, Overloaded
 from service.fleet.router import Party, Ticket
-from service.fleet.seats import Rules, Seat, Seating
+from service.fleet.seats import Rules, Seat, Seating, Stay
 from service.processes.children import Child
 
 RULES = Rules(
@@ -204,7 +204,7 @@ async def test_the_tenants_of_a_group_take_turns_and_none_fills_the_line_for_the
         served.append(called)
         pool.finish(called, now)
     assert served == [eager[0], modest[0], eager[1], modest[1], eager[2], eager[3]]
-    assert set(pool.state(9.0).tenants) == {"eager", "modest"}
+    assert {each.tenant: each.jobs for each in pool.state(9.0).tenants} == {"eager": 4, "modest": 2}
 
 
 async def test_what_a_dead_worker_had_goes_first_and_then_the_turns_go_on() -> None:
@@ -268,3 +268,25 @@ async def test_a_tenants_own_worker_goes_at_once_when_the_tenant_has_moved() -> 
         holder.take(job, now)
         holder.finish(job, now + 1)
     assert rows.outdated(10.0) == [own]
+
+
+async def test_an_expelled_tenant_has_no_worker_kept_warm_until_it_asks_again() -> None:
+    acme, pool = Party("acme"), Party(group="pool")
+    own, shared, other = seat(acme), seat(pool), seat("beta")
+    shared.tenants = {
+        "acme": Stay(0.0, 0.0),
+        "gamma": Stay(0.0, 0.0),
+    }  # it was pooled before it had a worker of its own
+    rows = seating(own, shared, other, keep_warm=(acme, pool))
+    mine, theirs = ticket("acme"), ticket("gamma", party=pool)
+    rows.join(mine)
+    rows.join(theirs)
+    rows.call(0.0)
+    assert rows.expel("acme") == [own, shared]
+    assert isinstance(mine.answer.exception(), Contained)
+    assert theirs.waits, "who only shares a worker goes on in another"
+    rows.seats = [other]
+    rows.forget_gone()
+    assert rows.missing() == [pool]
+    rows.join(ticket("acme", 2))
+    assert set(rows.missing()) == {acme, pool}
