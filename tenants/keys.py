@@ -6,11 +6,9 @@ A key keeps its id, its limits and its usage while its secrets rotate. At most t
 from __future__ import annotations
 
 import hmac
-import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,10 +16,8 @@ from sqlalchemy import Text, cast, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tenants import tables
-from tenants.access import ROLE_SCOPES, Role, Scope, TenantId, plane_of
+from tenants.access import Role, Scope, TenantId, plane_of
 from tenants.errors import (
-    Fault,
-    InvalidKeyRights,
     InvalidName,
     KeyMalformed,
     KeyNotFound,
@@ -29,6 +25,7 @@ from tenants.errors import (
     TenantNotFound,
 )
 from tenants.key_limits import NO_LIMITS, KeyLimits
+from tenants.key_rights import grant, read_networks, refuse_beyond
 from tenants.key_text import (
     KEY_ID_PATTERN,
     PEPPER_BYTES,
@@ -49,18 +46,8 @@ if TYPE_CHECKING:
     from tenants.database import Database
 
 KEY_NAME_LENGTH = 100
-MOST_CIDRS = 100
 MOST_OVERLAP_S = 30 * 86_400
 LIVE_SECRETS = 2
-HANDS_ON: Mapping[Role, frozenset[Role]] = MappingProxyType(
-    {
-        Role.TENANT_ADMIN: frozenset({Role.SEARCH, Role.TENANT_ADMIN, Role.AUDITOR}),
-        Role.PLATFORM_ADMIN: frozenset(Role),
-    }
-)
-"""Whose keys a role may make and change. Only the platform makes keys that reach over all tenants."""
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +114,7 @@ class Keys:
         """
         _check_name(name)
         role = Role(role)
-        granted = _grant(role, scopes, creator)
+        granted = grant(role, scopes, creator)
         networks = read_networks(allowed_cidrs)
         key_id, secret, token = make_key(plane_of(role))
         try:
@@ -190,7 +177,7 @@ class Keys:
         _check_name(changes.name)
         async with self._database.transaction(tenant) as connection:
             row = await self._read(connection, tenant, key_id, lock=True)
-            _refuse_beyond(Role(row.role), frozenset(map(Scope, row.scopes)), creator)
+            refuse_beyond(Role(row.role), frozenset(map(Scope, row.scopes)), creator)
             values: dict[str, Any] = {}
             if changes.name is not None:
                 values["name"] = changes.name
@@ -199,7 +186,7 @@ class Keys:
             elif changes.expires_at is not None:
                 values["expires_at"] = _aware(changes.expires_at)
             if changes.scopes is not None:
-                values["scopes"] = _grant(Role(row.role), changes.scopes, creator)
+                values["scopes"] = grant(Role(row.role), changes.scopes, creator)
             if changes.allowed_cidrs is not None:
                 values["allowed_cidrs"] = read_networks(changes.allowed_cidrs)
             if changes.limits is not None:
@@ -229,7 +216,7 @@ class Keys:
         secret = random_base62(SECRET_LENGTH)
         async with self._database.transaction(tenant) as connection:
             row = await self._read(connection, tenant, key_id, lock=True)
-            _refuse_beyond(Role(row.role), frozenset(map(Scope, row.scopes)), creator)
+            refuse_beyond(Role(row.role), frozenset(map(Scope, row.scopes)), creator)
             now = await connection.scalar(select(func.clock_timestamp()))
             assert isinstance(now, datetime)
             if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
@@ -336,50 +323,6 @@ class Keys:
                 .returning(tables.key)
             )
         ).one()
-
-
-def read_networks(texts: Iterable[str]) -> list[Network]:
-    """Networks of an allow-list, in their own spelling. Raises `InvalidKeyRights` that names every wrong one."""
-    networks, wrong = [], []
-    given = list(texts)
-    if len(given) > MOST_CIDRS:
-        raise InvalidKeyRights((Fault("allowed_cidrs", f"at most {MOST_CIDRS} networks"),))
-    for text in given:
-        try:
-            networks.append(ipaddress.ip_network(text))
-        except ValueError:
-            wrong.append(text[:64])
-    if wrong:
-        told = f"not a network: {', '.join(map(repr, wrong[:10]))}; write 203.0.113.0/24, 2001:db8::/32 or one address"
-        raise InvalidKeyRights((Fault("allowed_cidrs", told),))
-    return networks
-
-
-def _grant(role: Role, asked: Iterable[Scope] | None, creator: Caller | None) -> list[str]:
-    """The scopes to store. Raises `InvalidKeyRights` for one that the role cannot have or the creator lacks."""
-    possible = ROLE_SCOPES[role]
-    held = possible if creator is None else possible & creator.scopes
-    scopes = held if asked is None else frozenset(map(Scope, asked))
-    if beyond := scopes - possible:
-        raise _refuse_scopes(f"a key with the role {role} cannot have: {', '.join(sorted(beyond))}")
-    _refuse_beyond(role, scopes, creator)
-    if not scopes:
-        raise _refuse_scopes("a key needs at least one scope")
-    return sorted(scopes)
-
-
-def _refuse_scopes(why: str) -> InvalidKeyRights:
-    return InvalidKeyRights((Fault("scopes", why),))
-
-
-def _refuse_beyond(role: Role, scopes: frozenset[Scope], creator: Caller | None) -> None:
-    """Raises `InvalidKeyRights` where a key has, or would have, more rights than who makes or changes it."""
-    if creator is None:
-        return
-    if role not in HANDS_ON.get(creator.role, frozenset()):
-        raise InvalidKeyRights((Fault("role", f"yours cannot hand on the role {role}"),))
-    if lacking := scopes - creator.scopes:
-        raise _refuse_scopes(f"you cannot hand on what you lack: {', '.join(sorted(lacking))}")
 
 
 def _check_name(name: str | None) -> None:
