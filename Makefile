@@ -58,9 +58,10 @@ lock: ## Resolve pyproject.toml into the two lock files again
 	@$(BIN)/$(LOCK) -o requirements.lock
 	@$(BIN)/$(LOCK) --extra dev -o requirements-dev.lock
 
-bench: install-dev ## The README's figures; needs a quiet machine and some minutes
+bench: install-dev ## The README's figures; needs a quiet machine and some minutes. LITELLM=VENV puts its proxy beside ours
 	@$(BIN)/python bench/scoring.py
 	@$(BIN)/python bench/request.py
+	@$(BIN)/python bench/admission.py $(if $(LITELLM),--litellm $(LITELLM))
 
 bench-peers: install-dev ## Beside its peers: VLLM=VENV SENTENCE_TRANSFORMERS=VENV, environments of their own
 	@$(BIN)/python bench/peers.py $(if $(VLLM),--vllm $(VLLM)) \

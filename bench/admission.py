@@ -111,7 +111,7 @@ def measure_size(
     before = asyncio.run(_ask(superuser_url, SIZE))
     wanted = QUICK_DECISIONS if until_s is not None else DECISIONS
     total = 0
-    while total < wanted and (until_s is None or time.monotonic() < until_s):
+    while total < wanted and (until_s is None or total == 0 or time.monotonic() < until_s):
         seconds = 10.0 if until_s is None else max(0.5, min(3.0, until_s - time.monotonic()))
         for tenants in (1, TENANTS):
             taken_ms, _, _ = load(
