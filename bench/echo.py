@@ -42,7 +42,7 @@ class Echo:
     def cancel(self, ticket: int) -> None:
         pass
 
-    def end_session(self, session: str) -> None:
+    def end_session(self, session: str, *, tenant: str = "") -> None:
         pass
 
 
