@@ -2,8 +2,8 @@
 
     pericarp                our service over HTTP, with every check on: keys, quotas, screening, audit
     vllm                    vLLM over HTTP, /v1/rerank, prefix cache and image caches on; one tenant, no key, nothing
-                            screened or recorded. A full run tries several settings, and on a CPU without bf16
-                            instructions fp32 beside bf16, and keeps its best; a quick run takes what starts soonest
+                            screened or recorded; in bf16, or fp32 on a CPU without bf16 instructions. A full run
+                            tries several settings and keeps its best; a quick run takes what starts soonest
     sentence_transformers   CrossEncoder in left-padded batches, in process (its best dtype, batch size and threads), one caller
 
 The work is bench/request.py's: 32 texts of 10 to 120 words, or 8 JPEGs of 224 x 224 pixels, with 1 and 8 clients.
@@ -16,7 +16,7 @@ tokens that they count, are compared with ours.
 Peers that no environment is given for are left out; bench/vllm_peer.py and bench/cross_encoder.py say what has to be
 in it. Two cores are used, whatever the machine has.
 
-    python bench/peers.py [--quick] [--vllm VENV] [--sentence-transformers VENV] [--out FILE]
+    python bench/peers.py [--quick | --setting N --rounds N] [--vllm VENV] [--sentence-transformers VENV] [--out FILE]
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def gather(
         python = vllm_peer.interpreter(options.vllm)
         tried: list[dict[str, Any]] = []
         setting = vllm_peer.soonest()
-        if not options.quick:
+        if options.setting is not None:
+            setting = vllm_peer.settings()[options.setting]
+        elif not options.quick:
             setting, tried = best_setting(python, works)
         told[VLLM] = vllm_peer.described(python, setting) | {"tried": tried}
         told[VLLM]["versions"] = vllm_peer.versions(python, *PACKAGES[VLLM])
@@ -292,11 +294,20 @@ def main() -> int:
         "--sentence-transformers", type=Path, metavar="VENV", help="an environment with sentence-transformers"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="keep the report there too")
+    parser.add_argument(
+        "--setting",
+        type=int,
+        choices=range(len(vllm_peer.settings())),
+        help="run this one of vLLM's settings, as bench/vllm_peer.py lists them, and try no others: minutes sooner",
+    )
+    parser.add_argument("--rounds", type=int, help=f"of a full run (default: {ROUNDS})")
     options = parser.parse_args()
     began_s = time.monotonic()
     load_before = round(os.getloadavg()[0], 2)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    rounds, requests = (QUICK_ROUNDS, QUICK_REQUESTS) if options.quick else (ROUNDS, REQUESTS)
+    rounds, requests = (options.rounds or ROUNDS, REQUESTS)
+    if options.quick:
+        rounds, requests = QUICK_ROUNDS, QUICK_REQUESTS
     works, compared = make_works(rounds, requests)
     with contextlib.ExitStack() as stack:
         peers, told, skipped = gather(stack, options, works, began_s)
