@@ -83,7 +83,7 @@ def measure_decisions(all_of: Sequence[Gateway], *, quick: bool) -> tuple[list[d
     load(all_of, tenants=TENANTS, clients=4, seconds=1.0)  # connections, plans, and a row for most tenants
     figures, made = [], 0
     for tenants, count, clients in CASES:
-        taken_ms, seconds = load(
+        taken_ms, failed, seconds = load(
             all_of[:count], tenants=tenants, clients=clients, seconds=QUICK_CASE_S if quick else CASE_S
         )
         made += len(taken_ms)
@@ -93,6 +93,7 @@ def measure_decisions(all_of: Sequence[Gateway], *, quick: bool) -> tuple[list[d
                 "gateways": count,
                 "clients": clients,
                 "decisions": len(taken_ms),
+                "failed": failed,
                 "decisions_per_s": round(len(taken_ms) / seconds, 1),
                 "hold_ms": spread(taken_ms),
             }
@@ -113,7 +114,7 @@ def measure_size(
     while total < wanted and (until_s is None or time.monotonic() < until_s):
         seconds = 10.0 if until_s is None else max(0.5, min(3.0, until_s - time.monotonic()))
         for tenants in (1, TENANTS):
-            taken_ms, _ = load(
+            taken_ms, _, _ = load(
                 all_of, tenants=tenants, clients=16, seconds=seconds / 2, most=(wanted - total) // 2 + 4
             )
             total += len(taken_ms)
@@ -193,16 +194,20 @@ def echo_service(home: Path, key: str) -> Iterator[Target]:
         process.wait(30)
 
 
-async def _prepare(installation: Installation, superuser_url: str) -> tuple[list[str], str]:
-    """A thousand tenants without keys, and one with a key; their ids and that key's text."""
+async def _make_key(installation: Installation) -> str:
+    """The text of a search key, of a tenant whose limits are never reached."""
     database = Database(installation.app_url, pool_size=1, call_pool_size=1)
     await database.open()
     try:
         directory = Directory(database, pepper=installation.pepper, master_key=installation.master_key)
         tenant = await directory.create_tenant("bench", POLICY)
-        _, key = await directory.create_key(tenant.id, Role.SEARCH)
+        return (await directory.create_key(tenant.id, Role.SEARCH))[1]
     finally:
         await database.close()
+
+
+async def _make_tenants(superuser_url: str) -> list[str]:
+    """The ids of a thousand tenants that nobody has a key of: quick to make, and enough to be admitted."""
     connection = await asyncpg.connect(superuser_url)
     try:
         rows = await connection.fetch(
@@ -212,7 +217,7 @@ async def _prepare(installation: Installation, superuser_url: str) -> tuple[list
         )
     finally:
         await connection.close()
-    return [str(row["id"]) for row in rows], key
+    return [str(row["id"]) for row in rows]
 
 
 def aims_of(
@@ -267,11 +272,11 @@ def main() -> int:
             bring_up_to_date(installation)
             inside = make_url(server.superuser_url).set(database="pericarp")
             superuser_url = inside.render_as_string(hide_password=False)
-            tenants, key = asyncio.run(_prepare(installation, superuser_url))
-            with echo_service(home, key) as target:
+            with echo_service(home, asyncio.run(_make_key(installation))) as target:
                 request = measure_request(target, quick=options.quick)
                 if options.litellm is not None:
                     peer = beside(options.litellm, target, server.superuser_url, BODY, quick=options.quick)
+            tenants = asyncio.run(_make_tenants(superuser_url))
             with gateways(installation.app_url, tenants, 4) as started:
                 decisions, made = measure_decisions(started, quick=options.quick)
                 until_s = began_s + QUICK_S - 3 if options.quick else None

@@ -34,6 +34,7 @@ class Echo:
         job: Job,
         done: Done,
         *,
+        tenant: str = "",
         session: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
@@ -43,6 +44,9 @@ class Echo:
         pass
 
     def end_session(self, session: str, *, tenant: str = "") -> None:
+        pass
+
+    def forget(self, tenant: str) -> None:
         pass
 
 

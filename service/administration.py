@@ -201,12 +201,18 @@ class Administration:
         return key
 
     async def rotate_key(
-        self, actor: Actor, tenant: TenantId, key_id: str, *, overlap_s: int = DEFAULT_OVERLAP_S
+        self,
+        actor: Actor,
+        tenant: TenantId,
+        key_id: str,
+        *,
+        overlap_s: int = DEFAULT_OVERLAP_S,
+        creator: Caller | None = None,
     ) -> tuple[Key, str, datetime | None]:
         """A new secret of the same key; the old one ends after `overlap_s`. Raises what `Keys.rotate` raises."""
         async with self._deeds.deed(actor, "key_rotate", tenant=tenant) as deed:
             deed.details = {"key": key_id, "overlap_s": overlap_s}
-            return await self._keys.rotate(tenant, key_id, overlap_s=overlap_s)
+            return await self._keys.rotate(tenant, key_id, overlap_s=overlap_s, creator=creator)
 
     async def revoke_key(self, actor: Actor, tenant: TenantId, key_id: str) -> Key:
         """Refuse a key for good. Idempotent: the first time stands. Raises `KeyNotFound`."""

@@ -12,6 +12,7 @@ kept.py        what was read of them, for a moment
 denials.py     tokens and certificates that are denied although they are valid
 uses.py        when and from where keys were last used
 changes.py     what other gateways changed, heard by LISTEN
+key_rights.py  what a key may have, and what may be handed on
 key_limits.py  a key's own limits, below its tenant's
 directory.py   life cycle of tenants and policies; mints TenantId
 sealing.py     secrets wrapped under the master key

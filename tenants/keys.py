@@ -6,7 +6,6 @@ A key keeps its id, its limits and its usage while its secrets rotate. At most t
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,10 +16,8 @@ from sqlalchemy import Text, cast, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tenants import tables
-from tenants.access import ROLE_SCOPES, Role, Scope, TenantId, plane_of
+from tenants.access import Role, Scope, TenantId, plane_of
 from tenants.errors import (
-    Fault,
-    InvalidKeyRights,
     InvalidName,
     KeyMalformed,
     KeyNotFound,
@@ -28,6 +25,7 @@ from tenants.errors import (
     TenantNotFound,
 )
 from tenants.key_limits import NO_LIMITS, KeyLimits
+from tenants.key_rights import grant, read_networks, refuse_beyond
 from tenants.key_text import (
     KEY_ID_PATTERN,
     PEPPER_BYTES,
@@ -48,11 +46,8 @@ if TYPE_CHECKING:
     from tenants.database import Database
 
 KEY_NAME_LENGTH = 100
-MOST_CIDRS = 100
 MOST_OVERLAP_S = 30 * 86_400
 LIVE_SECRETS = 2
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +114,7 @@ class Keys:
         """
         _check_name(name)
         role = Role(role)
-        granted = _grant(role, scopes, creator)
+        granted = grant(role, scopes, creator)
         networks = read_networks(allowed_cidrs)
         key_id, secret, token = make_key(plane_of(role))
         try:
@@ -182,6 +177,7 @@ class Keys:
         _check_name(changes.name)
         async with self._database.transaction(tenant) as connection:
             row = await self._read(connection, tenant, key_id, lock=True)
+            refuse_beyond(Role(row.role), frozenset(map(Scope, row.scopes)), creator)
             values: dict[str, Any] = {}
             if changes.name is not None:
                 values["name"] = changes.name
@@ -190,7 +186,7 @@ class Keys:
             elif changes.expires_at is not None:
                 values["expires_at"] = _aware(changes.expires_at)
             if changes.scopes is not None:
-                values["scopes"] = _grant(Role(row.role), changes.scopes, creator)
+                values["scopes"] = grant(Role(row.role), changes.scopes, creator)
             if changes.allowed_cidrs is not None:
                 values["allowed_cidrs"] = read_networks(changes.allowed_cidrs)
             if changes.limits is not None:
@@ -201,12 +197,18 @@ class Keys:
         return read_key(row)
 
     async def rotate(
-        self, tenant: TenantId, key_id: str, *, overlap_s: float = 86_400.0
+        self,
+        tenant: TenantId,
+        key_id: str,
+        *,
+        overlap_s: float = 86_400.0,
+        creator: Caller | None = None,
     ) -> tuple[Key, str, datetime | None]:
         """A new secret for the key: the key, its new text, and when the old secret ends (None: it has ended).
 
         The old secret stays valid for `overlap_s`. Where two are live already the rotation is refused, but
-        with an overlap of 0: that ends all older ones at once. Raises `KeyNotFound`, `RotationRefused`.
+        with an overlap of 0: that ends all older ones at once. Whoever is told a key's text has its rights, so the
+        `creator` must have them already. Raises `KeyNotFound`, `RotationRefused`, `InvalidKeyRights`.
         """
         if not 0 <= overlap_s <= MOST_OVERLAP_S:
             raise RotationRefused(f"The overlap must be 0 to {MOST_OVERLAP_S} seconds.")
@@ -214,6 +216,7 @@ class Keys:
         secret = random_base62(SECRET_LENGTH)
         async with self._database.transaction(tenant) as connection:
             row = await self._read(connection, tenant, key_id, lock=True)
+            refuse_beyond(Role(row.role), frozenset(map(Scope, row.scopes)), creator)
             now = await connection.scalar(select(func.clock_timestamp()))
             assert isinstance(now, datetime)
             if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
@@ -320,41 +323,6 @@ class Keys:
                 .returning(tables.key)
             )
         ).one()
-
-
-def read_networks(texts: Iterable[str]) -> list[Network]:
-    """Networks of an allow-list, in their own spelling. Raises `InvalidKeyRights` that names every wrong one."""
-    networks, wrong = [], []
-    given = list(texts)
-    if len(given) > MOST_CIDRS:
-        raise InvalidKeyRights((Fault("allowed_cidrs", f"at most {MOST_CIDRS} networks"),))
-    for text in given:
-        try:
-            networks.append(ipaddress.ip_network(text))
-        except ValueError:
-            wrong.append(text[:64])
-    if wrong:
-        told = f"not a network: {', '.join(map(repr, wrong[:10]))}; write 203.0.113.0/24, 2001:db8::/32 or one address"
-        raise InvalidKeyRights((Fault("allowed_cidrs", told),))
-    return networks
-
-
-def _grant(role: Role, asked: Iterable[Scope] | None, creator: Caller | None) -> list[str]:
-    """The scopes to store. Raises `InvalidKeyRights` for one that the role cannot have or the creator lacks."""
-    possible = ROLE_SCOPES[role]
-    held = possible if creator is None else possible & creator.scopes
-    scopes = held if asked is None else frozenset(map(Scope, asked))
-    if beyond := scopes - possible:
-        raise _refuse_scopes(f"a key with the role {role} cannot have: {', '.join(sorted(beyond))}")
-    if lacking := scopes - held:
-        raise _refuse_scopes(f"you cannot hand on what you lack: {', '.join(sorted(lacking))}")
-    if not scopes:
-        raise _refuse_scopes("a key needs at least one scope")
-    return sorted(scopes)
-
-
-def _refuse_scopes(why: str) -> InvalidKeyRights:
-    return InvalidKeyRights((Fault("scopes", why),))
 
 
 def _check_name(name: str | None) -> None:

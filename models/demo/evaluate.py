@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from models.demo import bm25, calibration, pictures, questions
 from models.demo.data import Corpus, load_corpus
-from models.demo.model import UNIT, Model, Packer, Row, encode_images, read_states
+from models.demo.model import UNIT, Model, Packer, Row, autocast, encode_images, read_states
 from models.demo.questions import CANDIDATES, MEASURED, PAIRINGS, draw_rows
 from models.demo.scenes import paint_scene
 from models.demo.views import resize_images
@@ -63,11 +63,17 @@ def average(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def score_all(
-    model: Model, corpus: Corpus, packer: Packer, rows: Sequence[Row], side: int = 112
+    model: Model,
+    corpus: Corpus,
+    packer: Packer,
+    rows: Sequence[Row],
+    side: int = 112,
+    known: dict[int, torch.Tensor] | None = None,
 ) -> list[list[float]]:
-    """Margins of each row's candidates, in order, with images of `side` x `side` pixels."""
+    """Margins of each row's candidates, in order, with images of `side` x `side` pixels. `known` keeps visual tokens for
+    the next call with the same model and side."""
     answer = find_answer(model, packer)
-    return [(states @ answer).tolist() for states in collect_states(model, corpus, packer, rows, side)]
+    return [(states @ answer).tolist() for states in collect_states(model, corpus, packer, rows, side, known)]
 
 
 def find_answer(model: Model, packer: Packer) -> torch.Tensor:
@@ -78,11 +84,17 @@ def find_answer(model: Model, packer: Packer) -> torch.Tensor:
 
 @torch.no_grad()
 def collect_states(
-    model: Model, corpus: Corpus, packer: Packer, rows: Sequence[Row], side: int = 112
+    model: Model,
+    corpus: Corpus,
+    packer: Packer,
+    rows: Sequence[Row],
+    side: int = 112,
+    known: dict[int, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """The final states of each row's candidates, [candidates, hidden]. Ten candidates are packed at a time: a score
     does not depend on its neighbours, and a short row attends faster."""
-    known = encode_entries(model, corpus, rows, side)
+    known = {} if known is None else known
+    encode_entries(model, corpus, rows, side, known)
     found = []
     for row in rows:
         parts = []
@@ -91,19 +103,21 @@ def collect_states(
             packed = packer.pack([part], lambda _: (side // UNIT, side // UNIT)).to(model.device)
             seen = [known[i] for i in packed.images]
             visual = torch.cat(seen) if seen else torch.zeros(0, device=model.device)
-            with torch.autocast(model.device.type, torch.bfloat16, cache_enabled=False):
+            with autocast(model.device.type):
                 parts.append(read_states(model, packed, visual)[0].float())
         found.append(torch.cat(parts))
     return found
 
 
 @torch.no_grad()
-def encode_entries(model: Model, corpus: Corpus, rows: Sequence[Row], side: int) -> dict[int, torch.Tensor]:
-    """The visual tokens of every image that rows name: one of the corpus, or a scene behind them."""
-    images = sorted({e.image for row in rows for e in (row.query, *row.candidates) if e.image is not None})
+def encode_entries(
+    model: Model, corpus: Corpus, rows: Sequence[Row], side: int, known: dict[int, torch.Tensor]
+) -> None:
+    """Add to `known` the visual tokens of every image that rows name: one of the corpus, or a scene behind them."""
+    named = {e.image for row in rows for e in (row.query, *row.candidates) if e.image is not None}
+    images = sorted(named - set(known))
     own = len(corpus.concept_of)
     scenes = questions.list_scenes(corpus) if images and images[-1] >= own else []
-    known: dict[int, torch.Tensor] = {}
     for start in range(0, len(images), 128):
         part = images[start : start + 128]
         parts = [
@@ -113,7 +127,6 @@ def encode_entries(model: Model, corpus: Corpus, rows: Sequence[Row], side: int)
             for i in part
         ]
         known.update(zip(part, encode_images(model, torch.cat(parts).to(model.device)), strict=True))
-    return known
 
 
 def score_briefly(model: Model, corpus: Corpus, packer: Packer) -> dict[str, float]:
@@ -130,19 +143,23 @@ def measure_all(
 ) -> list[Line]:
     """One line per split, task and language."""
     lines = []
+    seen: dict[int, torch.Tensor] = {}
+    seen_before: dict[int, torch.Tensor] = {}
     for split, task in MEASURED:
         for language in ("en", "zh"):
             rows = draw_rows(corpus, split, task, language, queries, seed)
             if not rows:
                 continue
-            ndcg, first = average(score_all(model, corpus, packer, rows))
+            ndcg, first = average(score_all(model, corpus, packer, rows, known=seen))
             texts = [
                 bm25.score_texts(row.query.text, [e.text for e in row.candidates])
                 for row in rows
                 if PAIRINGS[task] == "text-text"
             ]
             told = average(texts)[0] if texts else None
-            compared = average(score_all(before, corpus, packer, rows))[0] if before else None
+            compared = (
+                average(score_all(before, corpus, packer, rows, known=seen_before))[0] if before else None
+            )
             lines.append(Line(split, task, PAIRINGS[task], language, len(rows), ndcg, first, told, compared))
             print(f"measured {split}, {task}, {language}", file=sys.stderr, flush=True)
     return lines

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.demo.data import Corpus, pick_caption
-from models.demo.model import UNIT, Model, Packed, Packer, encode_images
+from models.demo.model import UNIT, Model, Packed, Packer, autocast, encode_images
 from models.demo.scenes import Scene, draw_family, list_things, paint_scene
 from models.demo.views import augment_images, resize_images
 
@@ -66,7 +66,7 @@ class Views:
 
     @torch.no_grad()
     def _keep(self, model: Model, numbers: NDArray[np.int64], pixels: Tensor) -> None:
-        with torch.autocast(self._device, torch.bfloat16):
+        with autocast(self._device):
             tokens = encode_images(model, pixels.to(self._device))
         grid = pixels.shape[2] // UNIT, pixels.shape[3] // UNIT
         for number, kept in zip(numbers.tolist(), tokens.float(), strict=True):

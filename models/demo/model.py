@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from models.demo.tokenizer import strip_added_tokens
 from models.stock import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from models.tensors import native_dtype
 
 Model = Qwen2_5_VLForConditionalGeneration
 PATCH, MERGE = 14, 2
@@ -124,6 +125,12 @@ def find_control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of the control tokens that the prompt and the configuration name, by their bare names."""
     ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in _CONTROL}
     return {name: token for name, token in ids.items() if token is not None}
+
+
+def autocast(device: str) -> torch.autocast:
+    """Products in bf16 where the device has instructions for it; elsewhere they would be many times slower."""
+    native = native_dtype(torch.device(device)) == "bf16"
+    return torch.autocast(device, torch.bfloat16, enabled=native, cache_enabled=False)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import random
 import sys
 import time
@@ -32,12 +33,14 @@ from models.demo.model import (
     Model,
     Packer,
     Row,
+    autocast,
     build_model,
     count_parameters,
     encode_images,
     save_export,
     score_rows,
 )
+from models.demo.muon import Muon
 from models.demo.tokenizer import save_tokenizer, train_tokenizer
 from models.demo.views import augment_images
 from models.demo.workers import Workers
@@ -173,9 +176,7 @@ def build_optimizers(run: Run) -> list[torch.optim.Optimizer]:
     rates = RATES[run.stage]
     if vision:
         rates = (rates[0] * run.rate, rates[1] * run.rate, rates[2] * run.rate)
-    muon = torch.optim.Muon(
-        matrices, lr=rates[0], weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon(matrices, lr=rates[0], weight_decay=0.05)
     groups = [{"params": others, "lr": rates[1]}, {"params": table, "lr": rates[2]}]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0 if vision else 0.01)
     for optimizer in (muon, adam):
@@ -196,7 +197,7 @@ def train_vision(run: Run, views: int, batch: int, least_side: int, *, compiled:
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         images = rng.choice(run.corpus.train_images, part_size, p=aligner.weights)
         pixels, partner = augment_images(run.corpus, images, *shape, gen, device=run.device)
-        with torch.autocast(run.device, torch.bfloat16, cache_enabled=False):
+        with autocast(run.device):
             tokens = encode(run.model, pixels)
         loss, accuracy = aligner.compute_loss(run.model, tokens, images, partner, run.extra.scale, rng)
         return loss, (loss.item(), accuracy)
@@ -247,7 +248,7 @@ def train_listwise(run: Run, rows: int) -> None:
 
     def rank(row: Row) -> tuple[Tensor, tuple[Tensor, float, float]]:
         packed = run.packer.pack([row], views.measure).to(run.device)
-        with torch.autocast(run.device, torch.bfloat16, cache_enabled=False):
+        with autocast(run.device):
             margins = score_rows(run.model, packed, views.gather(packed), run.packer.answers)
         loss, right = listwise.compute_list_loss(margins, packed.labels)
         return loss, (margins.detach()[packed.labels == 0], loss.item(), right[0])
@@ -322,10 +323,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="end a stage after so long, its schedule shortened (a seed then does not repeat it)",
     )
     parser.add_argument(
-        "--start", type=Path, help="weights to start from, the checkpoint.safetensors of another run"
+        "--start",
+        type=Path,
+        help="weights to start from: the checkpoint.safetensors of another run, or a folder of exported ones",
     )
     parser.add_argument("--rate", type=float, default=1.0,
                         help="factor on the vision stage's learning rates; 0.5 from trained weights (default: 1)")  # fmt: skip
+    parser.add_argument("--scale", type=float, default=13.5,
+                        help="inverse temperature that vision begins with; 20 from trained weights (default: 13.5)")  # fmt: skip
     parser.add_argument(
         "--least-side", type=int, default=56, help="no smaller views than this, in px (default: 56)"
     )
@@ -361,9 +366,13 @@ def main(arguments: list[str] | None = None) -> int:
     checkpoint = chosen.run / "checkpoint.safetensors"
     if checkpoint.exists():
         run.resume(checkpoint)
+    elif chosen.start and chosen.start.is_dir():
+        model.load_state_dict(Model.from_pretrained(chosen.start, dtype=torch.float32).state_dict())
     elif chosen.start:
         run.resume(chosen.start)
         run.stage, run.step, run.elapsed_s = "vision", 0, 0.0
+    if run.stage == "vision" and run.step == 0:
+        run.extra.scale.data.fill_(math.log(chosen.scale))
     print(f"{count_parameters(model):,} parameters; at stage {run.stage}, step {run.step}", flush=True)
     if chosen.export:
         save_export(model, WEIGHTS)

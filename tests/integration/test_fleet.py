@@ -223,7 +223,7 @@ async def test_the_embedded_model_scores_in_a_confined_worker() -> None:
     async with running(model=DEMO, worker="service.fleet.worker", device="cpu", threads=1) as fleet:
         image = Pixels(56, 56, bytes(56 * 56 * 3))
         texts = (Item("a lychee"), Item("a lychee", image), Item(image=image))
-        scored = await fleet.score(ACME, Job(Item("fruit", image), texts), deadline_s=60)
+        scored = await fleet.score(ACME, Job(Item("fruit", image), texts), deadline_s=240)
         assert len(scored.scores.margins) == 3
         assert scored.scores.image_tokens > 0
         assert fleet.card is not None and fleet.card.name == DEMO

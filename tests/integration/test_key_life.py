@@ -153,6 +153,28 @@ async def test_no_key_has_a_scope_that_its_role_cannot_have_or_its_creator_lacks
         await keys.create(tenant.id, Role.AUDITOR, creator=admin)
 
 
+async def test_nobody_gets_the_text_of_a_key_that_has_more_rights_than_they(
+    directory: Directory, keys: Keys, access: Access
+) -> None:
+    tenant = await directory.create_tenant("beyond")
+    _, token = await keys.create(tenant.id, Role.TENANT_ADMIN)
+    admin = await access.authenticate(token, plane=Plane.ADMIN)
+    _, narrow_token = await keys.create(tenant.id, Role.TENANT_ADMIN, scopes=[Scope.KEYS, Scope.RERANK])
+    narrow = await access.authenticate(narrow_token, plane=Plane.ADMIN)
+    platform, _ = await keys.create(tenant.id, Role.PLATFORM_ADMIN)
+    little, _ = await keys.create(tenant.id, Role.PLATFORM_ADMIN, scopes=[Scope.KEYS])
+    wide, _ = await keys.create(tenant.id, Role.SEARCH)
+    for creator, key in ((admin, platform), (admin, little), (narrow, wide)):
+        with pytest.raises(InvalidKeyRights, match="cannot hand on"):
+            await keys.rotate(tenant.id, key.id, creator=creator)
+        with pytest.raises(InvalidKeyRights, match="cannot hand on"):
+            await keys.change(tenant.id, key.id, Changes(name="mine"), creator=creator)
+    with pytest.raises(InvalidKeyRights, match="yours cannot hand on the role platform_admin"):
+        await keys.create(tenant.id, Role.PLATFORM_ADMIN, scopes=[Scope.KEYS], creator=admin)
+    await keys.rotate(tenant.id, wide.id, creator=admin)
+    assert (await keys.find(tenant.id, platform.id)) == platform
+
+
 @pytest.mark.parametrize(
     ("allowed", "address", "let_in"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from models.demo import bm25, calibration, data, evaluate, passages, questions, scenes, views
+from models.demo import bm25, calibration, data, evaluate, muon, passages, questions, scenes, views
 from models.demo.model import Entry, Packer, Row, read_states, score_rows
 from models.weights import DEMO_DIRECTORY
 
@@ -126,6 +127,23 @@ def test_a_seed_repeats_the_views() -> None:
     assert drawn[0][0].shape == (20, 3, 28, 56)
     assert float(drawn[0][0].min()) >= 0.0
     assert float(drawn[0][0].max()) <= 1.0
+
+
+def test_muon_steps_as_torchs_own_in_fp32() -> None:
+    torch.manual_seed(0)
+    for shape in ((64, 192), (192, 64)):
+        start, steps = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
+        moved = []
+        for kind in (muon.Muon, functools.partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")):
+            weight = torch.nn.Parameter(start.clone())
+            optimizer = kind([weight], lr=0.02, weight_decay=0.05)
+            for gradient in steps:
+                weight.grad = gradient.clone()
+                optimizer.step()
+            moved.append((weight - start).detach())
+        assert float((moved[0] - moved[1]).norm() / moved[1].norm()) < 0.02, "torch's multiplies in bf16"
+        sizes = torch.linalg.svdvals(muon.orthogonalise(steps[0]))
+        assert float(sizes.min()) > 0.5 and float(sizes.max()) < 1.5
 
 
 def test_a_random_order_is_what_the_card_says() -> None:

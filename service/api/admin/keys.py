@@ -160,13 +160,15 @@ def build_keys_router(
         summary="Give a key a new secret",
     )
     async def rotate_key(request: Request, tenant_id: str, key_id: str) -> Response:
-        """The key keeps its id, rights, limits and usage. The old secret ends after `overlap_s`; at most two are live."""
+        """The key keeps its id, rights, limits and usage. The old secret ends after `overlap_s`; at most two are live.
+        Nobody rotates a key that has rights which they lack."""
         tenant = await entrance.tenant(request, tenant_id, Scope.KEYS)
+        creator = entrance.caller(request, Scope.KEYS)
 
         async def act(body: bytes, actor: Actor) -> Told:
             asked = parse(body, Rotation)
             key, text, ends_at = await administration.rotate_key(
-                actor, tenant.id, key_id, overlap_s=asked.overlap_s
+                actor, tenant.id, key_id, overlap_s=asked.overlap_s, creator=creator
             )
             return Told(issue(key, text, ends_at))
 
