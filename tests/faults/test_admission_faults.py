@@ -83,6 +83,8 @@ def gateways() -> Iterator[Gateways]:
                 await_ready(service)
             yield started
         finally:
+            for service in started.running:  # all of them first: Postgres goes with the last
+                service.process.terminate()
             for service in started.running:
                 put_down(service)
 
@@ -163,6 +165,7 @@ def test_a_gateway_killed_with_every_slot_frees_them_all_within_its_lease(
         assert (refused.status_code, refused.json()["violated-policies"]) == (429, ["concurrency"])
         doomed.process.kill()
         killed_s = time.monotonic()
+        doomed.process.wait()
         until(lambda: slots_left(other, tenant) == 8, 60)
         record_property("freed_after_s", round(time.monotonic() - killed_s, 1))
         print(f"free {time.monotonic() - killed_s:.1f} s after the kill")
