@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from service.api.dialects import Dialect
     from service.asks import Exchange
     from service.rerank import Rerank
-    from tenants.policy import Policy
 
 
 def build_ranking_router(
@@ -45,7 +44,9 @@ def build_ranking_router(
                     images_limit=policy.images_per_request,
                 )
             exchange.named_model = named or model
-            if not _serves(dialect, named, policy):
+            if not policy.allows_model(model):
+                raise ModelUnknown("No model that this tenant may use is served here.", field="model")
+            if named not in (None, model, *(() if dialect is UNION else aliases)):
                 raise ModelUnknown(
                     f"That model is not served here; leave `model` out or use {model!r}.", field="model"
                 )
@@ -56,11 +57,6 @@ def build_ranking_router(
             return Response(orjson.dumps(told), media_type="application/json")
 
         return rank_documents
-
-    def _serves(dialect: Dialect, named: str | None, policy: Policy) -> bool:
-        if dialect is UNION:
-            return named is None or (named == model and policy.allows_model(model))
-        return (named is None or named == model or named in aliases) and policy.allows_model(model)
 
     for dialect in DIALECTS:
         for path in dialect.paths:

@@ -429,6 +429,7 @@ def test_a_model_that_its_tenant_may_not_use_is_not_found_whether_it_is_named_or
     tenant = service.make_tenant("picky")
     service.tell("tenant", "policy", tenant.name, 'allowed_models=["another"]')
     body = {"query": "q", "documents": ["a"]}
+    assert post(service, "/v1/rerank", body, tenant.key).status_code == 404
     assert post(service, "/cohere/v1/rerank", body, tenant.key).status_code == 404
     assert post(service, "/vllm/rerank", body, tenant.key).status_code == 404
     named = {**body, "model": "rerank-2.5"}
