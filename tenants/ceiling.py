@@ -14,6 +14,7 @@ import orjson
 from tenants.errors import Fault, InvalidPolicy
 from tenants.kinds import FilterMode
 from tenants.policy import (
+    BURSTS,
     GROUP_NAME,
     MOST_NAMES,
     MOST_RETENTION_DAYS,
@@ -29,12 +30,6 @@ LEAST_RETENTION_DAYS = 30
 """What a tenant's administrator may shorten the log to, unless a ceiling says otherwise: who took over an
 administrator's key must not be able to erase the traces."""
 
-AT_ONCE = {
-    "request_burst": ("requests_per_minute", "requests_at_once"),
-    "image_burst": ("images_per_minute", "images_at_once"),
-    "token_burst": ("tokens_per_minute", "tokens_at_once"),
-}
-"""A burst, its rate, and what says how much may come at once."""
 MONTHS = ("requests_per_month", "tokens_per_month")
 LISTS = ("isolation", "groups", "shadow", "allowed_models", "remote_image_hosts")
 
@@ -85,7 +80,7 @@ class Ceiling:
             for field in fields(self)
             if getattr(self, field.name) is not None
         }
-        for burst, (rate, _) in AT_ONCE.items():
+        for burst, (rate, _) in BURSTS.items():
             if rate in set_here and burst not in set_here:
                 set_here[burst] = None  # a rate brings its own burst with it
         for name, other, pulled in (
@@ -147,7 +142,7 @@ class Ceiling:
         Thresholds, kinds of users and web origins are the tenant's own affair.
         """
         limits: dict[str, Any] = {name: getattr(policy, name) for name in (*RANGES, *MONTHS)}
-        limits |= {burst: getattr(policy, at_once) for burst, (_, at_once) in AT_ONCE.items()}
+        limits |= {burst: getattr(policy, at_once) for burst, (_, at_once) in BURSTS.items()}
         return Ceiling(
             **limits,
             least_retention_days=min(policy.retention_days, LEAST_RETENTION_DAYS),
@@ -197,7 +192,7 @@ class Ceiling:
     def _lower_bursts(self, policy: Policy) -> dict[str, Any]:
         """`policy` has its rates lowered already; an unset burst follows its rate."""
         changes = {}
-        for burst, (rate, at_once) in AT_ONCE.items():
+        for burst, (rate, at_once) in BURSTS.items():
             most = getattr(self, burst) or getattr(self, rate)
             if most is not None and getattr(policy, at_once) > most:
                 changes[burst] = most
@@ -246,8 +241,8 @@ class Ceiling:
         if name in ("filter_mode", "risk_thresholds"):
             return f"the platform allows no threshold above {self.risk_threshold}"
         most = getattr(self, name, None)
-        if most is None and name in AT_ONCE:
-            most = getattr(self, AT_ONCE[name][0])
+        if most is None and name in BURSTS:
+            most = getattr(self, BURSTS[name][0])
         return f"the platform allows {_say(most)}"
 
 

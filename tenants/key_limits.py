@@ -12,9 +12,7 @@ from functools import lru_cache
 import orjson
 
 from tenants.errors import Fault, InvalidKeyLimits
-from tenants.policy import MOST_CONCURRENT, MOST_PER_MINUTE, Policy
-
-MOST_PER_MONTH = 1_000_000_000_000
+from tenants.policy import BURSTS, OPTIONAL_RANGES, RANGES, Policy, is_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +32,11 @@ class KeyLimits:
 
     def __post_init__(self) -> None:
         faults = []
-        for name, most in MOST.items():
-            value: object = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                faults.append(Fault(name, f"must be a whole number from 1 to {most}"))
-        for burst, rate in BURSTS.items():
+        for name, value in asdict(self).items():
+            least, most = RANGES[name] if name in RANGES else (1, OPTIONAL_RANGES[name])
+            if value is not None and not is_whole(value, least, most):
+                faults.append(Fault(name, f"must be a whole number from {least} to {most}"))
+        for burst, (rate, _) in BURSTS.items():
             if getattr(self, burst) is not None and getattr(self, rate) is None:
                 faults.append(Fault(burst, f"needs {rate}"))
         if faults:
@@ -49,11 +45,8 @@ class KeyLimits:
     def refuse_above(self, policy: Policy) -> None:
         """Raises `InvalidKeyLimits` that names every limit above the tenant's."""
         faults = []
-        for name in MOST:
-            own = getattr(self, name)
-            theirs = getattr(policy, name, None)
-            if name in BURSTS and theirs is None:
-                theirs = getattr(policy, BURSTS[name], None)  # unset, a burst is a minute's worth
+        for name, own in asdict(self).items():
+            theirs = getattr(policy, BURSTS[name][1] if name in BURSTS else name)
             if own is not None and theirs is not None and own > theirs:
                 faults.append(Fault(name, f"is {own}, the tenant's is {theirs}"))
         if faults:
@@ -68,24 +61,6 @@ class KeyLimits:
     def from_json(text: str | bytes) -> KeyLimits:
         """Read limits. Raises `InvalidKeyLimits` for anything but one object of known fields."""
         return _read(text)
-
-
-BURSTS = {
-    "request_burst": "requests_per_minute",
-    "image_burst": "images_per_minute",
-    "token_burst": "tokens_per_minute",
-}
-MOST = {
-    "requests_per_minute": MOST_PER_MINUTE,
-    "request_burst": MOST_PER_MINUTE,
-    "images_per_minute": MOST_PER_MINUTE,
-    "image_burst": MOST_PER_MINUTE,
-    "tokens_per_minute": 1_000_000_000,
-    "token_burst": 1_000_000_000,
-    "requests_per_month": MOST_PER_MONTH,
-    "tokens_per_month": MOST_PER_MONTH,
-    "concurrent_requests": MOST_CONCURRENT,
-}
 
 
 @lru_cache(maxsize=1024)  # a frozen value per distinct text: every request of a key reads the same one

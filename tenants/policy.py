@@ -61,6 +61,12 @@ OPTIONAL_RANGES = {
     "tokens_per_month": MOST_PER_MONTH,
 }
 """The most of each that may be unset."""
+BURSTS = {
+    "request_burst": ("requests_per_minute", "requests_at_once"),
+    "image_burst": ("images_per_minute", "images_at_once"),
+    "token_burst": ("tokens_per_minute", "tokens_at_once"),
+}
+"""A burst, its rate, and what says how much may come at once."""
 SHADOWS = ("requests", "images", "tokens", "concurrency", "requests_month", "tokens_month")
 """The limits that can count without denying."""
 

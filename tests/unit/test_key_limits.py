@@ -9,12 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenants.errors import InvalidKeyLimits
-from tenants.key_limits import MOST, KeyLimits
-from tenants.policy import Policy
+from tenants.key_limits import KeyLimits
+from tenants.policy import BURSTS, OPTIONAL_RANGES, RANGES, Policy
+
+NAMES = [field.name for field in fields(KeyLimits)]
 
 
-def test_every_limit_has_a_bound() -> None:
-    assert {field.name for field in fields(KeyLimits)} == set(MOST)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_limit_has_the_policys_bounds(name: str) -> None:
+    least, most = RANGES[name] if name in RANGES else (1, OPTIONAL_RANGES[name])
+    rate = {BURSTS[name][0]: 1} if name in BURSTS else {}
+    for value in (least, most):
+        KeyLimits(**{**rate, name: value})
+    for value in (least - 1, most + 1):
+        with pytest.raises(InvalidKeyLimits, match=f"{name}: must be a whole number"):
+            KeyLimits(**{**rate, name: value})
 
 
 @given(
@@ -22,7 +31,7 @@ def test_every_limit_has_a_bound() -> None:
         {},
         optional={
             name: st.integers(1, 1_000_000)
-            for name in MOST
+            for name in NAMES
             if "burst" not in name and name != "concurrent_requests"
         },
     )
