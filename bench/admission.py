@@ -201,7 +201,7 @@ async def _make_key(installation: Installation) -> str:
     try:
         directory = Directory(database, pepper=installation.pepper, master_key=installation.master_key)
         tenant = await directory.create_tenant("bench", POLICY)
-        return (await directory.create_key(tenant.id, Role.SEARCH))[1]
+        return (await directory.keys.create(tenant.id, Role.SEARCH))[1]
     finally:
         await database.close()
 

@@ -151,7 +151,7 @@ async def _demo_key(kept: Path, directory: Directory, access: Access) -> str:
         tenant = await directory.create_tenant(DEMO, DEMO_POLICY)
     except TenantExists:
         tenant = await directory.find_tenant(DEMO)
-    _key, text = await directory.create_key(tenant.id, Role.SEARCH, name="printed by make run")
+    _key, text = await directory.keys.create(tenant.id, Role.SEARCH, name="printed by make run")
     _keep_key(kept, text)
     return text
 

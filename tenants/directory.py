@@ -16,9 +16,9 @@ from sqlalchemy import func, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
 from tenants import sealing, tables
-from tenants.access import Role, TenantId
+from tenants.access import TenantId
 from tenants.errors import InvalidName, TenantExists, TenantNotFound
-from tenants.keys import Key, Keys
+from tenants.keys import Keys
 from tenants.policies import Policies, Setter
 from tenants.policy import Policy
 
@@ -127,24 +127,6 @@ class Directory:
     async def set_policy(self, tenant: TenantId, policy: Policy) -> int:
         """Put `policy` in force from the next request on, as the operator; its version. Earlier ones are kept."""
         return (await self.policies.set(tenant, policy)).version
-
-    async def create_key(
-        self, tenant: TenantId, role: Role, *, name: str | None = None, expires_at: datetime | None = None
-    ) -> tuple[Key, str]:
-        """See `Keys.create`."""
-        return await self.keys.create(tenant, role, name=name, expires_at=expires_at)
-
-    async def list_keys(self, tenant: TenantId) -> tuple[Key, ...]:
-        """See `Keys.list`."""
-        return await self.keys.list(tenant)
-
-    async def find_key_tenant(self, key_id: str) -> TenantId:
-        """See `Keys.find_tenant`."""
-        return await self.keys.find_tenant(key_id)
-
-    async def revoke_key(self, tenant: TenantId, key_id: str) -> Key:
-        """See `Keys.revoke`."""
-        return await self.keys.revoke(tenant, key_id)
 
     async def _set_suspended(self, tenant: TenantId, *, suspended: bool) -> None:
         column = tables.tenant.c.suspended_at

@@ -190,7 +190,7 @@ def make_caller(directory: Directory, access: Access) -> MakeCaller:
 
     async def make(policy: Policy | None = None, role: Role = Role.SEARCH) -> Caller:
         tenant = await directory.create_tenant(f"tenant-{secrets.token_hex(8)}", policy)
-        _, token = await directory.create_key(tenant.id, role)
+        _, token = await directory.keys.create(tenant.id, role)
         return await access.authenticate(token, plane=plane_of(role))
 
     return make

@@ -90,7 +90,7 @@ def serve(app_url: str, pepper: bytes, master_key: bytes) -> Iterator[Served]:
         await database.open()
         desk = build_desk(database, installation)
         platform = await desk.directory.create_tenant(f"platform-{secrets.token_hex(4)}")
-        _, key = await desk.directory.create_key(platform.id, Role.PLATFORM_ADMIN)
+        _, key = await desk.directory.keys.create(platform.id, Role.PLATFORM_ADMIN)
         port = server.servers[0].sockets[0].getsockname()[1]
         url, loop = f"http://127.0.0.1:{port}", asyncio.get_running_loop()
         running.append(Served(url, loop, desk, fleet, app.state.enforcement, key))

@@ -32,7 +32,7 @@ async def failure(access: Access, token: str) -> KeyUnknown:
 async def test_a_key_proves_tenant_role_and_policy(directory: Directory, access: Access, role: Role) -> None:
     policy = Policy(concurrent_requests=3, keep_warm=True)
     tenant = await directory.create_tenant(f"access-{role.value.replace('_', '-')}", policy)
-    key, token = await directory.create_key(tenant.id, role, name="production")
+    key, token = await directory.keys.create(tenant.id, role, name="production")
     caller = await access.authenticate(token, plane=plane_of(role))
     assert (caller.tenant, caller.tenant_name, caller.key_id) == (tenant.id, tenant.name, key.id)
     assert (caller.role, caller.policy) == (role, policy)
@@ -40,7 +40,7 @@ async def test_a_key_proves_tenant_role_and_policy(directory: Directory, access:
 
 async def test_an_unknown_key_and_a_wrong_secret_look_alike(directory: Directory, access: Access) -> None:
     tenant = await directory.create_tenant("alike")
-    key, token = await directory.create_key(tenant.id, Role.SEARCH)
+    key, token = await directory.keys.create(tenant.id, Role.SEARCH)
     unknown = await failure(access, make_key()[2])
     assert (unknown.reason, unknown.tenant, unknown.key_id) == ("unknown", None, None)
     head = token[: len("prc_live_") + 13] + make_key()[1]
@@ -52,7 +52,7 @@ async def test_an_unknown_key_costs_the_work_of_a_wrong_secret(
     directory: Directory, access: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant = await directory.create_tenant("work")
-    _, token = await directory.create_key(tenant.id, Role.SEARCH)
+    _, token = await directory.keys.create(tenant.id, Role.SEARCH)
     head = token[: len("prc_live_") + 13] + make_key()[1]
     done: list[str] = []
 
@@ -79,10 +79,10 @@ async def test_an_unknown_key_costs_the_work_of_a_wrong_secret(
 
 async def test_a_revoked_key_fails_from_the_next_request_on(directory: Directory, access: Access) -> None:
     tenant = await directory.create_tenant("revoked")
-    key, token = await directory.create_key(tenant.id, Role.SEARCH)
-    _, other = await directory.create_key(tenant.id, Role.SEARCH)
+    key, token = await directory.keys.create(tenant.id, Role.SEARCH)
+    _, other = await directory.keys.create(tenant.id, Role.SEARCH)
     await access.authenticate(token)
-    await directory.revoke_key(tenant.id, key.id)
+    await directory.keys.revoke(tenant.id, key.id)
     refused = await failure(access, token)
     assert (refused.reason, refused.tenant, refused.key_id) == ("revoked", tenant.id, key.id)
     await access.authenticate(other)
@@ -99,7 +99,7 @@ async def test_a_key_expires(directory: Directory, keys: Keys, access: Access) -
 
 async def test_a_suspended_tenant_is_told_so_and_let_in_again(directory: Directory, access: Access) -> None:
     tenant = await directory.create_tenant("suspended")
-    _, token = await directory.create_key(tenant.id, Role.SEARCH)
+    _, token = await directory.keys.create(tenant.id, Role.SEARCH)
     await directory.suspend_tenant(tenant.id)
     with pytest.raises(TenantSuspended) as caught:
         await access.authenticate(token)
@@ -110,13 +110,13 @@ async def test_a_suspended_tenant_is_told_so_and_let_in_again(directory: Directo
 
 async def test_another_pepper_lets_nobody_in(directory: Directory, database: Database) -> None:
     tenant = await directory.create_tenant("pepper")
-    _, token = await directory.create_key(tenant.id, Role.SEARCH)
+    _, token = await directory.keys.create(tenant.id, Role.SEARCH)
     assert (await failure(Access(database, pepper=bytes(32)), token)).reason == "wrong_secret"
 
 
 async def test_no_secret_is_stored(directory: Directory, superuser_url: str) -> None:
     tenant = await directory.create_tenant("stored")
-    _, token = await directory.create_key(tenant.id, Role.SEARCH)
+    _, token = await directory.keys.create(tenant.id, Role.SEARCH)
     secret = token[len("prc_live_") + 13 : -6].encode()
     connection = await asyncpg.connect(superuser_url)
     try:
@@ -136,7 +136,7 @@ async def test_an_outage_is_not_a_wrong_key(
     app_url: str, directory: Directory, installation_secrets: Secrets
 ) -> None:
     tenant = await directory.create_tenant("outage")
-    _, token = await directory.create_key(tenant.id, Role.SEARCH)
+    _, token = await directory.keys.create(tenant.id, Role.SEARCH)
     closed = Access(Database(app_url), pepper=installation_secrets.pepper)
     with pytest.raises(DatabaseUnavailable):
         await closed.authenticate(token)

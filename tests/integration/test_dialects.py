@@ -74,7 +74,7 @@ async def serve(
 
     async def start(**settings: Any) -> Served:
         tenant = await directory.create_tenant(f"vendor-{secrets.token_hex(4)}", Policy())
-        _, key = await directory.create_key(tenant.id, Role.SEARCH)
+        _, key = await directory.keys.create(tenant.id, Role.SEARCH)
         kept = (installation_secrets.pepper, installation_secrets.master_key)
         fleet = LocalFleet(model="puppet", worker="tests.integration.fake_worker", start_s=120)
         app = create_app(

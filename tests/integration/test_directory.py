@@ -44,7 +44,7 @@ async def test_other_names_are_refused(directory: Directory, name: str) -> None:
 
 async def test_a_policy_is_in_force_from_the_next_request_on(directory: Directory, access: Access) -> None:
     tenant = await directory.create_tenant("changing")
-    _, token = await directory.create_key(tenant.id, Role.SEARCH)
+    _, token = await directory.keys.create(tenant.id, Role.SEARCH)
     assert (await access.authenticate(token)).policy == Policy()
     assert await directory.set_policy(tenant.id, Policy(text_length=5)) == 2
     assert (await access.authenticate(token)).policy == Policy(text_length=5)
@@ -71,16 +71,16 @@ async def test_every_version_of_a_policy_is_kept(directory: Directory, superuser
 async def test_keys_are_listed_without_secrets_and_stay_after_revocation(directory: Directory) -> None:
     tenant = await directory.create_tenant("keys")
     until = datetime.now(UTC) + timedelta(days=1)
-    first, token = await directory.create_key(tenant.id, Role.SEARCH, name="shop", expires_at=until)
-    second, _ = await directory.create_key(tenant.id, Role.AUDITOR)
-    assert await directory.list_keys(tenant.id) == (first, second)
+    first, token = await directory.keys.create(tenant.id, Role.SEARCH, name="shop", expires_at=until)
+    second, _ = await directory.keys.create(tenant.id, Role.AUDITOR)
+    assert await directory.keys.list(tenant.id) == (first, second)
     assert (first.name, first.expires_at, first.revoked_at) == ("shop", until, None)
     assert first.id in token
-    assert token[-49:] not in repr(await directory.list_keys(tenant.id))
-    revoked = await directory.revoke_key(tenant.id, first.id)
+    assert token[-49:] not in repr(await directory.keys.list(tenant.id))
+    revoked = await directory.keys.revoke(tenant.id, first.id)
     assert revoked.revoked_at is not None
-    assert await directory.revoke_key(tenant.id, first.id) == revoked
-    assert await directory.list_keys(tenant.id) == (revoked, second)
+    assert await directory.keys.revoke(tenant.id, first.id) == revoked
+    assert await directory.keys.list(tenant.id) == (revoked, second)
 
 
 async def test_what_is_not_there_is_reported(directory: Directory) -> None:
@@ -91,21 +91,21 @@ async def test_what_is_not_there_is_reported(directory: Directory) -> None:
     with pytest.raises(TenantNotFound):
         await directory.set_policy(NOBODY, Policy())
     with pytest.raises(TenantNotFound):
-        await directory.create_key(NOBODY, Role.SEARCH)
+        await directory.keys.create(NOBODY, Role.SEARCH)
     with pytest.raises(TenantNotFound):
         await directory.suspend_tenant(NOBODY)
     with pytest.raises(KeyNotFound):
-        await directory.revoke_key(NOBODY, "unknown")
-    assert await directory.list_keys(NOBODY) == ()
+        await directory.keys.revoke(NOBODY, "unknown")
+    assert await directory.keys.list(NOBODY) == ()
 
 
 async def test_wrong_key_details_are_refused(directory: Directory) -> None:
     tenant = await directory.create_tenant("details")
     for name in ("", "x" * 101, "line\nbreak"):
         with pytest.raises(InvalidName):
-            await directory.create_key(tenant.id, Role.SEARCH, name=name)
+            await directory.keys.create(tenant.id, Role.SEARCH, name=name)
     with pytest.raises(ValueError, match="time zone"):
-        await directory.create_key(tenant.id, Role.SEARCH, expires_at=datetime(2030, 1, 1))
+        await directory.keys.create(tenant.id, Role.SEARCH, expires_at=datetime(2030, 1, 1))
 
 
 async def test_each_tenant_has_its_own_audit_key_that_only_the_master_key_opens(

@@ -83,9 +83,9 @@ async def served(
     app_url: str, installation_secrets: Secrets, directory: Directory, audit: Audit, tmp_path: Path
 ) -> AsyncIterator[Served]:
     tenant = await directory.create_tenant(f"hasty-{secrets.token_hex(4)}", Policy(concurrent_requests=2))
-    _, key = await directory.create_key(tenant.id, Role.SEARCH)
+    _, key = await directory.keys.create(tenant.id, Role.SEARCH)
     platform = await directory.create_tenant(f"platform-{secrets.token_hex(4)}")
-    _, platform_key = await directory.create_key(platform.id, Role.PLATFORM_ADMIN)
+    _, platform_key = await directory.keys.create(platform.id, Role.PLATFORM_ADMIN)
     kept = (installation_secrets.pepper, installation_secrets.master_key)
     fleet = LocalFleet(model="puppet", worker="tests.integration.fake_worker", jobs_at_once=1)
     settings = Settings(home=tmp_path, port=0, screeners=1)

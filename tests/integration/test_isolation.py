@@ -62,7 +62,7 @@ async def residents(
 ) -> AsyncIterator[tuple[Resident, Resident]]:
     async def settle_in() -> Resident:
         caller = await make_caller(Policy(concurrent_requests=1))
-        (key,) = await directory.list_keys(caller.tenant)
+        (key,) = await directory.keys.list(caller.tenant)
         await directory.policies.set_ceiling(Ceiling(sessions=1000), tenant=caller.tenant)
         session_id = make_session_id()
         opening = replace(entry_for(caller, str(uuid.uuid4())), session=session_id)
@@ -264,8 +264,8 @@ async def test_the_directory_keeps_tenants_apart(
 ) -> None:
     for mine, theirs in (residents, residents[::-1]):
         with pytest.raises(KeyNotFound):
-            await directory.revoke_key(mine.caller.tenant, theirs.key.id)
-        assert await directory.list_keys(mine.caller.tenant) == (mine.key,)
+            await directory.keys.revoke(mine.caller.tenant, theirs.key.id)
+        assert await directory.keys.list(mine.caller.tenant) == (mine.key,)
         await directory.set_policy(mine.caller.tenant, Policy(text_length=7))
         assert await directory.find_policy(theirs.caller.tenant) == theirs.caller.policy
         await directory.set_policy(mine.caller.tenant, mine.caller.policy)
@@ -276,7 +276,7 @@ async def test_the_directory_keeps_tenants_apart(
 
 async def test_a_key_is_its_own_tenants_alone(directory: Directory, access: Access) -> None:
     tenants = [await directory.create_tenant(f"keyed-{number}") for number in range(5)]
-    tokens = {tenant.id: (await directory.create_key(tenant.id, Role.SEARCH))[1] for tenant in tenants}
+    tokens = {tenant.id: (await directory.keys.create(tenant.id, Role.SEARCH))[1] for tenant in tenants}
     for tenant, token in tokens.items():
         assert (await access.authenticate(token)).tenant == tenant
 

@@ -28,7 +28,7 @@ async def test_a_contained_tenant_is_refused_until_it_is_released(
     directory: Directory, lifecycle: Lifecycle, access: Access
 ) -> None:
     tenant = await directory.create_tenant("contained")
-    _, token = await directory.create_key(tenant.id, Role.SEARCH)
+    _, token = await directory.keys.create(tenant.id, Role.SEARCH)
     contained = await lifecycle.contain(tenant.id)
     assert (contained.state, contained.suspended_at) == ("contained", None)
     assert (await lifecycle.contain(tenant.id)).contained_at == contained.contained_at
@@ -55,8 +55,8 @@ async def test_a_contained_key_is_refused_alone_until_it_is_released(
     directory: Directory, lifecycle: Lifecycle, access: Access
 ) -> None:
     tenant = await directory.create_tenant("one-key")
-    key, token = await directory.create_key(tenant.id, Role.SEARCH)
-    _, other = await directory.create_key(tenant.id, Role.SEARCH)
+    key, token = await directory.keys.create(tenant.id, Role.SEARCH)
+    _, other = await directory.keys.create(tenant.id, Role.SEARCH)
     contained = await lifecycle.contain_key(tenant.id, key.id)
     assert contained.contained_at is not None and contained.revoked_at is None
     with pytest.raises(KeyUnknown):
@@ -71,7 +71,7 @@ async def test_a_deleted_tenant_is_refused_and_can_be_restored(
     directory: Directory, lifecycle: Lifecycle, access: Access
 ) -> None:
     tenant = await directory.create_tenant("regretted")
-    _, token = await directory.create_key(tenant.id, Role.SEARCH)
+    _, token = await directory.keys.create(tenant.id, Role.SEARCH)
     deleted = await lifecycle.delete(tenant.id, timedelta(days=30))
     assert deleted.state == "deleted"
     assert deleted.deleted_at is not None and deleted.purge_after is not None
