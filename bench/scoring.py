@@ -328,7 +328,9 @@ def main() -> int:
         for case in CASES[1:2] if options.quick else CASES[:2]:
             report["matrix_rate"].append(measure_share(packed, stock, dtype, options.threads, case))
     report["session"] = measure_session(default)
-    report["growth"] = measure_growth(default, truth, (10, 50, 100) if options.quick else (10, 100, 300, 1000))
+    report["growth"] = measure_growth(
+        default, truth, (10, 50, 100) if options.quick else (10, 100, 300, 1000)
+    )
     report["aims"] = aims_of(report)
     print(json.dumps(report, indent=2))
     return 0 if all(aim["ok"] for aim in report["aims"]) else 1
