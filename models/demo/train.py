@@ -30,6 +30,8 @@ from torch import Tensor, nn
 
 from models.demo import align, calibration, comparator, data, evaluate, listwise, tasks
 from models.demo.model import (
+    MAX_PIXELS,
+    UNIT,
     Model,
     Packer,
     Row,
@@ -48,6 +50,14 @@ from models.demo.workers import Workers
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
 SIDES = ((56, 0.12), (84, 0.62), (112, 1.0))  # pixels of a view's side, until which share of the stage
+SHAPES = tuple(
+    (high, wide)
+    for high in range(UNIT, MAX_PIXELS // UNIT + 1, UNIT)
+    for wide in range(UNIT, MAX_PIXELS // UNIT + 1, UNIT)
+    if 0.5 < high * wide / MAX_PIXELS <= 1.0 and max(high, wide) <= 4 * min(high, wide)
+)
+"""What the service makes of large pictures of any shape: views of the whole limit, but for what rounding takes."""
+ODD = 0.3  # share of the last steps that have one of these shapes
 RATES = {"vision": (2e-3, 1e-3, 2e-3), "listwise": (1.5e-4, 1.5e-4, 1e-4)}  # of Muon, of AdamW, of the table
 SAVE_EVERY_S, EVALUATE_EVERY_S, LOG_EVERY_STEPS = 120.0, 420.0, 20
 PAUSE_S = 20.0  # a step that took longer was stopped in between, and counts as this long
@@ -197,8 +207,9 @@ def train_vision(run: Run, views: int, batch: int, least_side: int, *, compiled:
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         images = rng.choice(run.corpus.train_images, part_size, p=aligner.weights)
         pixels, partner = augment_images(run.corpus, images, *shape, gen, device=run.device)
+        see = encode if shape[0] == shape[1] else encode_images  # a shape costs the compiler half a minute
         with autocast(run.device):
-            tokens = encode(run.model, pixels)
+            tokens = see(run.model, pixels)
         loss, accuracy = aligner.compute_loss(run.model, tokens, images, partner, run.extra.scale, rng)
         return loss, (loss.item(), accuracy)
 
@@ -206,8 +217,8 @@ def train_vision(run: Run, views: int, batch: int, least_side: int, *, compiled:
     while run.share < 1.0:
         side = max(least_side, next(side for side, until in SIDES if run.share < until))
         shape, roll = ((side, side), random.Random(run.seed * 1_000_003 + run.step).random())
-        if side == 112 and roll < 0.25:
-            shape = (112, 84) if roll < 0.125 else (84, 112)
+        if side == 112 and roll < ODD:
+            shape = SHAPES[int(roll / ODD * len(SHAPES))]
         parts = [functools.partial(look, part, shape) for part in range(run.workers.count)]
         results = run.workers.backward(run.list_parameters(), parts)
         run.advance()
