@@ -5,7 +5,7 @@ array `[name, fields, lengths]`; every `bytes` field stands in it as its length 
 follow as the payload, in order: pixels are neither copied into a buffer nor out of one.
 
 A `Vocabulary` is a closed table of message types. Each field's annotation says what may stand there: `str`,
-`int`, `float`, `bool`, `bytes`, `tuple[T, ...]`, `dict[str, float]`, another dataclass, or `T | None`.
+`int`, `float`, `bool`, `bytes`, a `StrEnum`, `tuple[T, ...]`, `dict[str, float]`, another dataclass, or `T | None`.
 Anything else that arrives (another type, name, version, number of fields, length) is a `WireError`,
 and no frame makes the reader hold more than its `Limits`. A process speaks one vocabulary only:
 
@@ -24,6 +24,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
 import msgpack
 
@@ -272,6 +273,8 @@ def _codec(hint: typing.Any) -> tuple[_Pack, _Unpack]:
         return _tuple_codec(*_codec(arguments[0]))
     if origin is dict and arguments == (str, float):
         return (lambda value, blobs: {str(k): float(v) for k, v in value.items()}), _unpack_numbers
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return _enum_codec(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         codec = _Codec(hint)
         return codec.pack, codec.unpack
@@ -294,6 +297,23 @@ def _unpack_scalar(kind: type) -> _Unpack:
         return value
 
     return unpack
+
+
+def _enum_codec(kind: type[StrEnum]) -> tuple[_Pack, _Unpack]:
+    members = {str(member): member for member in kind}
+
+    def unpack(value: object, blobs: Blobs) -> StrEnum:
+        member = members.get(value) if type(value) is str else None
+        if member is None:
+            raise WireError(f"no {kind.__name__}")
+        return member
+
+    def pack(value: typing.Any, blobs: list[bytes]) -> object:
+        if type(value) is not kind:
+            raise TypeError(f"{type(value).__name__} is not {kind.__name__}")
+        return str(value)
+
+    return pack, unpack
 
 
 def _pack_bytes(value: typing.Any, blobs: list[bytes]) -> object:

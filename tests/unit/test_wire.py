@@ -40,6 +40,7 @@ from service.processes.wire import (
     Vocabulary,
     WireError,
 )
+from tenants.risk import Action
 
 MESSAGES = (Hello, Beat, Failure, Assign, ScoreRequest, Cancel, EndSession, Forget, ScoreReply, TooLong)
 SMALL = SCORING.with_limits(Limits(envelope_bytes=4096, frame_bytes=16_384))
@@ -276,6 +277,17 @@ def test_what_cannot_travel_is_refused_before_anything_is_sent() -> None:
         kind = dataclasses.make_dataclass("Kind", [("field", hint)])
         with pytest.raises(TypeError):
             Vocabulary(kind)
+
+
+def test_of_an_enum_only_its_members_travel() -> None:
+    kind = dataclasses.make_dataclass("Kind", [("field", Action)])
+    vocabulary = Vocabulary(kind)
+    (frame,) = vocabulary.encode(kind(Action.MASK))
+    assert vocabulary.decode(frame).field is Action.MASK
+    with pytest.raises(WireError):
+        vocabulary.encode(kind("mask"))
+    with pytest.raises(WireError):
+        vocabulary.decode(frame.replace(b"mask", b"mash"))
 
 
 def test_numbers_that_are_not_finite_travel_as_they_are() -> None:
