@@ -7,12 +7,13 @@ for the platform, and for a tenant's administrator by what the platform has gran
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
 from typing import Any
 
 import orjson
 
 from tenants.errors import Fault, InvalidPolicy
-from tenants.kinds import FilterMode
+from tenants.kinds import FilterMode, ImageText, MissingDetectors
 from tenants.policy import (
     BURSTS,
     GROUP_NAME,
@@ -25,11 +26,15 @@ from tenants.policy import (
     Policy,
     is_whole,
 )
+from tenants.risk import Action, Category
+from tenants.risk_fields import FORMS, are_actions, native_risk
 
 LEAST_RETENTION_DAYS = 30
 """What a tenant's administrator may shorten the log to, unless a ceiling says otherwise: who took over an
 administrator's key must not be able to erase the traces."""
 
+ACTIONS, LOOKS = tuple(Action), tuple(ImageText)
+"""From the mildest, and from the least, on."""
 MONTHS = ("requests_per_month", "tokens_per_month")
 LISTS = ("isolation", "groups", "shadow", "allowed_models", "remote_image_hosts")
 
@@ -65,6 +70,12 @@ class Ceiling:
     allowed_models: tuple[str, ...] | None = None
     risk_threshold: float | None = None
     """No category's threshold may be above it."""
+    risk_actions: tuple[tuple[Category, Action], ...] | None = None
+    """By category the mildest action that may be chosen. An object in JSON."""
+    missing_detectors: MissingDetectors | None = None
+    """`refuse`: nothing may be judged without a detector that should have looked."""
+    image_text: ImageText | None = None
+    """As closely as text in images may be looked for: it takes the service's time."""
     remote_images: bool | None = None
     """False: no image may be fetched."""
     remote_image_hosts: tuple[str, ...] | None = None
@@ -132,6 +143,7 @@ class Ceiling:
                 )
         if self.risk_threshold is not None:
             changes |= self._lower_thresholds(policy, self.risk_threshold)
+        changes |= self._harden(policy)
         changes |= self._lower_remote(policy)
         return _settle(policy, changes)
 
@@ -158,6 +170,8 @@ class Ceiling:
     def to_json(self) -> str:
         """One JSON object of what is set; `from_json` reads it back equal."""
         told = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.risk_actions is not None:
+            told["risk_actions"] = {str(category): action for category, action in self.risk_actions}
         return orjson.dumps(told, option=orjson.OPT_SORT_KEYS).decode()
 
     @staticmethod
@@ -176,6 +190,11 @@ class Ceiling:
         given: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
         }
+        for name, kind in _ENUMS.items():
+            if isinstance(given.get(name), str) and given[name] in set(kind):
+                given[name] = kind(given[name])
+        if "risk_actions" in given:
+            given["risk_actions"] = native_risk("risk_actions", given["risk_actions"])
         tiers = given.get("isolation")
         if isinstance(tiers, tuple) and all(
             isinstance(tier, str) and tier in set(Isolation) for tier in tiers
@@ -224,6 +243,22 @@ class Ceiling:
             changes["filter_mode"] = max(allowed, key=lambda mode: mode.threshold)
         return changes
 
+    def _harden(self, policy: Policy) -> dict[str, Any]:
+        """Actions no milder than allowed, missing detectors no less serious, images no closer looked at."""
+        changes: dict[str, Any] = {}
+        milder = {
+            category: least
+            for category, least in self.risk_actions or ()
+            if ACTIONS.index(policy.action(category)) < ACTIONS.index(least)
+        }
+        if milder:
+            changes["risk_actions"] = tuple(sorted((dict(policy.risk_actions) | milder).items()))
+        if self.missing_detectors is MissingDetectors.REFUSE:
+            changes["missing_detectors"] = MissingDetectors.REFUSE
+        if self.image_text is not None:
+            changes["image_text"] = min(policy.image_text, self.image_text, key=LOOKS.index)
+        return changes
+
     def _lower_remote(self, policy: Policy) -> dict[str, Any]:
         hosts = policy.remote_image_hosts
         if self.remote_image_hosts is not None:
@@ -238,6 +273,9 @@ class Ceiling:
             return f"the platform allows {least} to {self.retention_days or MOST_RETENTION_DAYS}"
         if name == "group":
             return f"the platform allows {_say(self.groups)}"
+        if name == "risk_actions":
+            least = ", ".join(f"{category} {action}" for category, action in self.risk_actions or ())
+            return f"the platform asks at least for {least}"
         if name in ("filter_mode", "risk_thresholds"):
             return f"the platform allows no threshold above {self.risk_threshold}"
         most = getattr(self, name, None)
@@ -272,6 +310,11 @@ def _faults(ceiling: Ceiling) -> list[Fault]:
             continue
         if not isinstance(values, tuple) or len(values) > MOST_NAMES or not all(map(_MEMBERS[name], values)):
             faults.append(Fault(name, f"must be a list of at most {MOST_NAMES} {_WORDS[name]}"))
+    for name, kind in _ENUMS.items():
+        if not isinstance(getattr(ceiling, name), kind | None):
+            faults.append(Fault(name, f"must be one of {', '.join(kind)}"))
+    if ceiling.risk_actions is not None and not are_actions(ceiling.risk_actions):
+        faults.append(Fault("risk_actions", FORMS["risk_actions"]))
     threshold: object = ceiling.risk_threshold
     if threshold is not None and (
         not isinstance(threshold, int | float)
@@ -306,6 +349,7 @@ def _say(value: object) -> str:
     return str(value)
 
 
+_ENUMS: dict[str, type[StrEnum]] = {"missing_detectors": MissingDetectors, "image_text": ImageText}
 _MEMBERS: dict[str, Any] = {
     "isolation": lambda value: isinstance(value, Isolation),
     "groups": lambda value: isinstance(value, str) and GROUP_NAME.fullmatch(value),

@@ -1,4 +1,4 @@
-"""What kind of users a tenant has, and the filter mode that is recommended for them.
+"""What kind of users a tenant has, the filter mode that is recommended for them, and how closely content is looked at.
 
 Values only: who judges content compares a category's score, calibrated to 0..1, with the threshold from here.
 """
@@ -32,6 +32,34 @@ class Kind(StrEnum):
     @property
     def recommended(self) -> FilterMode:
         return _RECOMMENDED[self]
+
+
+class MissingDetectors(StrEnum):
+    """What becomes of an item that a detector should have looked at and could not."""
+
+    REFUSE = "refuse"
+    """Its request is refused."""
+    JUDGE = "judge"
+    """It is judged by what is left, below the moderate threshold, and flagged."""
+
+
+class ImageText(StrEnum):
+    """Whether text in images is read, to be screened as any text."""
+
+    OFF = "off"
+    GATED = "gated"
+    """Where the image looks as if there were any."""
+    STRICT = "strict"
+    """In every image, and in a copy of it whose contrast is raised."""
+
+
+class AskModel(StrEnum):
+    """Whether the tenant's own worker is asked what an image shows."""
+
+    OFF = "off"
+    GREY = "grey"
+    """Where the detectors are neither sure that it is harmless nor that it is not."""
+    ALWAYS = "always"
 
 
 _THRESHOLDS = {FilterMode.STRICT: 0.3, FilterMode.MODERATE: 0.6, FilterMode.LENIENT: 0.8}

@@ -17,7 +17,10 @@ from typing import Any
 import orjson
 
 from tenants.errors import Fault, InvalidPolicy
-from tenants.kinds import FilterMode, Kind
+from tenants.kinds import AskModel, FilterMode, ImageText, Kind, MissingDetectors
+from tenants.risk import Action, Category
+from tenants.risk_fields import DEFAULT_ACTIONS, are_actions, are_lexicons, are_thresholds, native_risk
+from tenants.risk_fields import FORMS as RISK_FORMS
 
 MOST_PER_MINUTE = 1_000_000
 """Above it, one request's share of a minute would round to nothing in Postgres' microseconds."""
@@ -34,7 +37,6 @@ MOST_NAMES = 100
 MODEL_NAME_LENGTH = 200
 
 GROUP_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = rf"(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])"
 HOST_NAME = re.compile(rf"(?!.{{254}}){_HOST}")
@@ -119,8 +121,15 @@ class Policy:
     kind: Kind = Kind.DEFAULT
     filter_mode: FilterMode | None = None
     """Unset: what the kind recommends."""
-    risk_thresholds: tuple[tuple[str, float], ...] = ()
+    risk_thresholds: tuple[tuple[Category, float], ...] = ()
     """Category and score from 0 to 1, by category; what is not named has the mode's threshold. An object in JSON."""
+    risk_actions: tuple[tuple[Category, Action], ...] = ()
+    """Category and what is done with a document from its threshold on; what is not named has the default. An object."""
+    missing_detectors: MissingDetectors = MissingDetectors.REFUSE
+    image_text: ImageText = ImageText.GATED
+    ask_model: AskModel = AskModel.OFF
+    lexicons: tuple[tuple[Category, tuple[str, ...]], ...] = ()
+    """Category and words or phrases of the tenant's own, besides the lists that come with the service. An object."""
     retention_days: int = 400
     """How long entries and usage are kept."""
     remote_images: bool = False
@@ -132,7 +141,8 @@ class Policy:
     def __post_init__(self) -> None:
         if faults := tuple(_faults(self)):
             raise InvalidPolicy(faults)
-        object.__setattr__(self, "risk_thresholds", tuple(sorted(self.risk_thresholds)))
+        for name in RISK_FORMS:
+            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
 
     @property
     def requests_at_once(self) -> int:
@@ -154,9 +164,17 @@ class Policy:
         """The filter mode that is in force."""
         return self.kind.recommended if self.filter_mode is None else self.filter_mode
 
-    def threshold(self, category: str) -> float:
+    def threshold(self, category: Category) -> float:
         """The score, 0 to 1, from which on content of this category is stopped."""
         return dict(self.risk_thresholds).get(category, self.mode.threshold)
+
+    def action(self, category: Category) -> Action:
+        """What is done with a document whose score of this category has reached its threshold."""
+        return dict(self.risk_actions).get(category, DEFAULT_ACTIONS[category])
+
+    @property
+    def refuses_missing_detectors(self) -> bool:
+        return self.missing_detectors is MissingDetectors.REFUSE
 
     def allows_model(self, name: str) -> bool:
         return not self.allowed_models or name in self.allowed_models
@@ -164,7 +182,7 @@ class Policy:
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back equal."""
         raw = asdict(self)
-        raw["risk_thresholds"] = dict(self.risk_thresholds)
+        raw |= {name: {str(key): value for key, value in getattr(self, name)} for name in RISK_FORMS}
         return orjson.dumps(raw, option=orjson.OPT_SORT_KEYS).decode()
 
     @staticmethod
@@ -199,8 +217,8 @@ def _native(name: str, value: Any) -> Any:
     """A JSON value as the field's own type where it has that form; the checks say what is wrong with any other."""
     if name in _ENUMS and isinstance(value, str) and value in set(_ENUMS[name]):
         return _ENUMS[name](value)
-    if name == "risk_thresholds":
-        return tuple(value.items()) if isinstance(value, dict) else value
+    if name in RISK_FORMS:
+        return native_risk(name, value)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -233,11 +251,9 @@ def _faults_alone(policy: Policy) -> Iterator[Fault]:
             yield Fault(name, f"must be a list of at most {MOST_NAMES} {form}")
         elif len(set(values)) < len(values):
             yield Fault(name, "names one twice")
-    if not _are_thresholds(policy.risk_thresholds):
-        yield Fault(
-            "risk_thresholds",
-            f"must be an object of at most {MOST_NAMES} categories (a-z, 0-9, _), each with a number from 0 to 1",
-        )
+    for name, are_right in _RISKS:
+        if not are_right(getattr(policy, name)):
+            yield Fault(name, RISK_FORMS[name])
 
 
 def _contradictions(policy: Policy) -> Iterator[Fault]:
@@ -269,22 +285,19 @@ def _matches(pattern: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
-def _are_thresholds(value: object) -> bool:
-    if not isinstance(value, tuple) or len(value) > MOST_NAMES:
-        return False
-    pairs = [pair for pair in value if isinstance(pair, tuple) and len(pair) == 2]
-    return (
-        len(pairs) == len(value)
-        and all(_matches(CATEGORY, category) and _is_score(score) for category, score in pairs)
-        and len({category for category, _ in pairs}) == len(pairs)
-    )
-
-
-def _is_score(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-_ENUMS: dict[str, type[StrEnum]] = {"isolation": Isolation, "kind": Kind, "filter_mode": FilterMode}
+_ENUMS: dict[str, type[StrEnum]] = {
+    "isolation": Isolation,
+    "kind": Kind,
+    "filter_mode": FilterMode,
+    "missing_detectors": MissingDetectors,
+    "image_text": ImageText,
+    "ask_model": AskModel,
+}
+_RISKS: tuple[tuple[str, Callable[[object], bool]], ...] = (
+    ("risk_thresholds", are_thresholds),
+    ("risk_actions", are_actions),
+    ("lexicons", are_lexicons),
+)
 
 _LISTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("shadow", lambda value: isinstance(value, str) and value in SHADOWS, f"of {', '.join(SHADOWS)}"),

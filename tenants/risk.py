@@ -30,6 +30,8 @@ class Action(StrEnum):
     ALLOW = "allow"
     FLAG = "flag"
     """It stays, and the answer says so."""
+    DEMOTE = "demote"
+    """It stays, behind every document that does not, and the answer says so."""
     MASK = "mask"
     """The document is left out of the ranking, the rest is ranked, and the answer says so."""
     REFUSE = "refuse"

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tenants.ceiling import Ceiling
 from tenants.errors import InvalidPolicy
-from tenants.kinds import FilterMode, Kind
+from tenants.kinds import FilterMode, ImageText, Kind, MissingDetectors
 from tenants.policy import RANGES, Isolation, Policy
+from tenants.risk import Action, Category
 
 
 def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -39,6 +40,9 @@ OPTIONAL = {
     name: maybe(st.integers(1, 60))
     for name in ("request_burst", "image_burst", "token_burst", "requests_per_month", "tokens_per_month")
 }
+ACTIONS = st.dictionaries(st.sampled_from(Category), st.sampled_from(Action)).map(
+    lambda actions: tuple(sorted(actions.items()))
+)
 CEILINGS = valid(
     Ceiling,
     **{name: maybe(counts) for name, counts in COUNTS.items()},
@@ -50,6 +54,9 @@ CEILINGS = valid(
     shadow=maybe(names("images", "requests_month", "tokens")),
     allowed_models=maybe(names("a", "b")),
     risk_threshold=maybe(st.floats(0.3, 1)),
+    risk_actions=maybe(ACTIONS),
+    missing_detectors=maybe(st.sampled_from(MissingDetectors)),
+    image_text=maybe(st.sampled_from(ImageText)),
     remote_images=maybe(st.booleans()),
     remote_image_hosts=maybe(names("a.example", "b.example")),
 )
@@ -64,9 +71,12 @@ POLICIES = valid(
     allowed_models=names("a", "c"),
     kind=st.sampled_from(Kind),
     filter_mode=maybe(st.sampled_from(FilterMode)),
-    risk_thresholds=st.dictionaries(st.sampled_from(["adult", "hate"]), st.floats(0, 1)).map(
+    risk_thresholds=st.dictionaries(st.sampled_from(Category), st.floats(0, 1)).map(
         lambda thresholds: tuple(thresholds.items())
     ),
+    risk_actions=ACTIONS,
+    missing_detectors=st.sampled_from(MissingDetectors),
+    image_text=st.sampled_from(ImageText),
     remote_images=st.booleans(),
     remote_image_hosts=names("a.example", "c.example"),
 )
@@ -88,7 +98,13 @@ def test_what_is_lowered_is_within_and_stays_so(ceiling: Ceiling, policy: Policy
             most = getattr(ceiling, name)
             assert most is None or getattr(lowered, name) <= most
     assert lowered.requests_at_once <= policy.requests_at_once
-    assert all(lowered.threshold(name) <= policy.threshold(name) for name in ("adult", "hate", "other"))
+    assert all(lowered.threshold(name) <= policy.threshold(name) for name in Category)
+    order = tuple(Action)
+    assert all(order.index(lowered.action(name)) >= order.index(policy.action(name)) for name in Category)
+    for name, least in ceiling.risk_actions or ():
+        assert order.index(lowered.action(name)) >= order.index(least)
+    if ceiling.missing_detectors is MissingDetectors.REFUSE:
+        assert lowered.refuses_missing_detectors
 
 
 @given(POLICIES)
@@ -136,6 +152,10 @@ def test_a_rate_without_a_burst_bounds_the_burst() -> None:
         '{"allowed_models": []}',
         '{"risk_threshold": 0.2}',
         '{"risk_threshold": true}',
+        '{"risk_actions": {"hate": "off"}}',
+        '{"risk_actions": ["hate"]}',
+        '{"missing_detectors": "allow"}',
+        '{"image_text": true}',
         '{"keep_warm": 1}',
         '{"retention_days": 3, "least_retention_days": 4}',
     ],

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenants.errors import InvalidPolicy
-from tenants.kinds import FilterMode, Kind
-from tenants.policy import CATEGORY, SHADOWS, Isolation, Policy
+from tenants.kinds import AskModel, FilterMode, ImageText, Kind, MissingDetectors
+from tenants.policy import SHADOWS, Isolation, Policy
+from tenants.risk import Action, Category
+from tenants.risk_fields import MOST_WORDS
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -52,9 +54,19 @@ def test_a_burst_is_a_minutes_worth_unless_it_is_set() -> None:
         shadow=st.lists(st.sampled_from(SHADOWS[:4]), unique=True).map(tuple),
         kind=st.sampled_from(Kind),
         filter_mode=st.none() | st.sampled_from(FilterMode),
-        risk_thresholds=st.dictionaries(
-            st.from_regex(CATEGORY, fullmatch=True), st.floats(0, 1), max_size=9
-        ).map(lambda thresholds: tuple(thresholds.items())),
+        risk_thresholds=st.dictionaries(st.sampled_from(Category), st.floats(0, 1)).map(
+            lambda thresholds: tuple(thresholds.items())
+        ),
+        risk_actions=st.dictionaries(st.sampled_from(Category), st.sampled_from(Action)).map(
+            lambda actions: tuple(actions.items())
+        ),
+        missing_detectors=st.sampled_from(MissingDetectors),
+        image_text=st.sampled_from(ImageText),
+        ask_model=st.sampled_from(AskModel),
+        lexicons=st.dictionaries(
+            st.sampled_from(Category),
+            st.lists(st.sampled_from(["buy now", "某词", "zzz"]), unique=True).map(tuple),
+        ).map(lambda lexicons: tuple(lexicons.items())),
         retention_days=st.integers(1, 36_500),
         remote_image_hosts=st.lists(st.sampled_from(["a.example", "b.example"]), unique=True).map(tuple),
         console_origins=st.lists(
@@ -117,12 +129,25 @@ def test_other_json_is_refused(text: str) -> None:
         {"isolation": Isolation.POOLED, "group": "Not A Label"},
         {"kind": "default"},
         {"filter_mode": "strict"},
-        {"risk_thresholds": (("adult", 1.1),)},
-        {"risk_thresholds": (("adult", float("nan")),)},
-        {"risk_thresholds": (("adult", True),)},
-        {"risk_thresholds": (("Adult", 0.5),)},
-        {"risk_thresholds": (("adult", 0.5), ("adult", 0.6))},
-        {"risk_thresholds": {"adult": 0.5}},
+        {"risk_thresholds": ((Category.SEXUAL, 1.1),)},
+        {"risk_thresholds": ((Category.SEXUAL, float("nan")),)},
+        {"risk_thresholds": ((Category.SEXUAL, True),)},
+        {"risk_thresholds": (("adult", 0.5),)},
+        {"risk_thresholds": ((Category.SEXUAL, 0.5), (Category.SEXUAL, 0.6))},
+        {"risk_thresholds": {"sexual": 0.5}},
+        {"risk_actions": ((Category.SEXUAL, "mask"),)},
+        {"risk_actions": (("adult", Action.MASK),)},
+        {"risk_actions": {"sexual": "mask"}},
+        {"missing_detectors": "refuse"},
+        {"image_text": "gated"},
+        {"ask_model": "off"},
+        {"lexicons": ((Category.DRUGS, ("x",)),)},
+        {"lexicons": ((Category.DRUGS, ("x" * 65,)),)},
+        {"lexicons": ((Category.DRUGS, ("two\nlines",)),)},
+        {"lexicons": ((Category.DRUGS, (" padded",)),)},
+        {"lexicons": ((Category.DRUGS, ("twice", "twice")),)},
+        {"lexicons": ((Category.DRUGS, "a word"),)},
+        {"lexicons": ((Category.DRUGS, tuple(map(str, range(10, MOST_WORDS + 11)))),)},
         {"retention_days": 0},
         {"remote_images": True},  # from nowhere
         {"remote_images": True, "remote_image_hosts": ("a.example",), "images_per_request": 0},
@@ -190,14 +215,42 @@ def test_the_kind_recommends_a_mode_and_the_policy_decides(
 ) -> None:
     policy = Policy.from_json(orjson.dumps({"kind": kind}))
     assert policy.mode is mode
-    assert policy.threshold("adult") == threshold
-    own = dataclasses.replace(policy, filter_mode=FilterMode.STRICT, risk_thresholds=(("adult", 0.45),))
+    assert policy.threshold(Category.SEXUAL) == threshold
+    own = dataclasses.replace(
+        policy, filter_mode=FilterMode.STRICT, risk_thresholds=((Category.SEXUAL, 0.45),)
+    )
     assert own.mode is FilterMode.STRICT
-    assert (own.threshold("adult"), own.threshold("hate")) == (0.45, 0.3)
+    assert (own.threshold(Category.SEXUAL), own.threshold(Category.HATE)) == (0.45, 0.3)
 
 
-def test_thresholds_are_an_object_in_json_and_in_order_inside() -> None:
-    policy = Policy.from_json('{"risk_thresholds": {"hate": 0.2, "adult": 1}}')
-    assert policy.risk_thresholds == (("adult", 1.0), ("hate", 0.2))
-    assert orjson.loads(policy.to_json())["risk_thresholds"] == {"adult": 1, "hate": 0.2}
+def test_what_is_by_category_is_an_object_in_json_and_in_order_inside() -> None:
+    sent = {
+        "risk_thresholds": {"sexual": 1, "hate": 0.2},
+        "risk_actions": {"hate": "refuse", "drugs": "allow"},
+        "lexicons": {"drugs": ["blue sugar", "冰糖"]},
+    }
+    policy = Policy.from_json(orjson.dumps(sent))
+    assert policy.risk_thresholds == ((Category.HATE, 0.2), (Category.SEXUAL, 1.0))
+    assert policy.risk_actions == ((Category.DRUGS, Action.ALLOW), (Category.HATE, Action.REFUSE))
+    assert policy.lexicons == ((Category.DRUGS, ("blue sugar", "冰糖")),)
+    told = orjson.loads(policy.to_json())
+    assert {name: told[name] for name in sent} == sent
     assert hash(policy) == hash(Policy.from_json(policy.to_json()))
+
+
+@pytest.mark.parametrize("name", ["risk_thresholds", "risk_actions", "lexicons"])
+@pytest.mark.parametrize(
+    "value", [{"adult": 0.5}, {"sexual": "off"}, [], 1, {"sexual": [1]}, {"sexual": None}]
+)
+def test_an_object_of_another_form_is_told_by_its_field(name: str, value: object) -> None:
+    with pytest.raises(InvalidPolicy) as caught:
+        Policy.from_json(orjson.dumps({name: value}))
+    assert [fault.field for fault in caught.value.faults] == [name]
+    assert "sexual" in str(caught.value), "it says which categories there are"
+
+
+def test_an_action_is_the_tenants_or_the_default() -> None:
+    policy = Policy(risk_actions=((Category.HATE, Action.REFUSE),))
+    assert policy.action(Category.HATE) is Action.REFUSE
+    assert policy.action(Category.DRUGS) is Action.MASK
+    assert policy.action(Category.INJECTION) is policy.action(Category.CODE) is Action.FLAG
