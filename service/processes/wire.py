@@ -58,6 +58,17 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Detector:
+    """One detector of a screening child: whether it can be asked, and under which licence it stands."""
+
+    name: str
+    active: bool
+    version: str = ""
+    """Changes with every change of its answers: a digest of its weights, or a number of ours."""
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """A child's first message: it is ready. A worker has scored its warm-up and says what model it holds."""
 
@@ -65,6 +76,8 @@ class Hello:
     card: ModelCard | None = None
     sandbox: tuple[Measure, ...] = ()
     stages_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    detectors: tuple[Detector, ...] = ()
+    """What a screening child looks with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Literal
 
 from models import Pixels
 from service.errors import ImageRejected
+from service.screening.signals import Findings
 
 REASONS = (
     "format",
@@ -97,6 +98,10 @@ class Cleaned:
     format: ImageFormat
     metadata: tuple[str, ...]
     trailing_bytes: int
+    findings: Findings = field(default_factory=Findings)
+    """What was found in it, where it was looked for."""
+    text: tuple[str, ...] = field(default=(), repr=False)
+    """Lines of text that were read in it: as untrusted as any other text."""
 
 
 def reject(reason: str, detail: str, limit: int | None = None) -> ImageRejected:

@@ -81,6 +81,8 @@ def answer(message: object, limits: ImageLimits) -> CleanReply | Rejected | Fail
         cleaned.format,
         cleaned.metadata,
         cleaned.trailing_bytes,
+        cleaned.findings,
+        cleaned.text,
     )
 
 

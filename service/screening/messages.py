@@ -3,22 +3,25 @@ checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from models import Pixels
 from service.processes.wire import COMMON, Limits, Vocabulary
 from service.screening import ImageLimits
 from service.screening.resize import MAX_CLEAN_PIXELS
+from service.screening.signals import Findings, Looks
 
 SPARE_BYTES = 64 * 1024
+MAX_TEXT_CHARACTERS = 4_000
 
 
 @dataclass(frozen=True, slots=True)
 class CleanRequest:
-    """Clean one encoded image."""
+    """Clean one encoded image, and look for what `looks` names."""
 
     id: int
     image: bytes
+    looks: Looks = field(default_factory=Looks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,9 @@ class CleanReply:
     format: str
     metadata: tuple[str, ...]
     trailing_bytes: int
+    findings: Findings = field(default_factory=Findings)
+    text: tuple[str, ...] = ()
+    """Lines read in the image; at most `MAX_TEXT_CHARACTERS` in all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
@@ -16,14 +17,18 @@ from typing import Any, TypeVar, get_args
 
 from service.errors import ImageRejected, ScreeningLost
 from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
+from service.processes.wire import Detector
 from service.screening import METADATA, REASONS, Cleaned, ImageFormat, ImageLimits, check_bytes, reject
-from service.screening.messages import CleanReply, CleanRequest, Rejected, vocabulary
+from service.screening.messages import MAX_TEXT_CHARACTERS, CleanReply, CleanRequest, Rejected, vocabulary
 from service.screening.resize import MAX_CLEAN_PIXELS
+from service.screening.signals import Findings, Looks
 
 RECYCLE_IMAGES = 512
 LARGE_BYTES, KEPT_BYTES = 1024 * 1024, 16 * 1024 * 1024
 START_S = 30.0
 DETAIL_CHARACTERS = 300
+RULE = re.compile(r"[a-z0-9_.-]{0,64}")
+NO_LOOKS = Looks()
 FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
 Result = TypeVar("Result")
@@ -110,8 +115,16 @@ class Screen:
         await asyncio.gather(*(slot.child.stop() for slot in self._slots if slot.child is not None))
         self._idle.put_nowait(_Slot())  # wakes whoever waits for a slot
 
-    async def clean(self, images: Sequence[bytes]) -> list[Cleaned]:
-        """The images as pixels, in their order; images of the same bytes are decoded once.
+    @property
+    def detectors(self) -> tuple[Detector, ...]:
+        """What the children look with, as one that lives says; empty while none does."""
+        for slot in self._slots:
+            if slot.child is not None and slot.child.alive:
+                return slot.child.hello.detectors
+        return ()
+
+    async def clean(self, images: Sequence[bytes], looks: Looks = NO_LOOKS) -> list[Cleaned]:
+        """The images as pixels, in their order, with what `looks` asks for; the same bytes are decoded once.
 
         Raises ImageRejected for the first image (in their order) that is refused, its `index` set, and
         ScreeningLost. Cancelling is safe: a child at work finishes what it holds before it takes another.
@@ -126,7 +139,7 @@ class Screen:
         takers = min(len(self._slots), len(places))
         async with asyncio.TaskGroup() as group:
             for _ in range(takers):
-                group.create_task(self._take(left, places, results, failures))
+                group.create_task(self._take(left, looks, places, results, failures))
         if failures:
             raise failures[min(failures)]
         return [results[image] for image in images]
@@ -134,6 +147,7 @@ class Screen:
     async def _take(
         self,
         left: Iterator[bytes],
+        looks: Looks,
         places: dict[bytes, list[int]],
         results: dict[bytes, Cleaned],
         failures: dict[int, BaseException],
@@ -147,7 +161,7 @@ class Screen:
             index = places[image][0]
             try:
                 check_bytes(len(image), self.limits)
-                results[image] = await self._clean_one(image)
+                results[image] = await self._clean_one(image, looks)
             except ImageRejected as exc:
                 exc.index = index
                 failures[index] = exc
@@ -156,13 +170,13 @@ class Screen:
             if failures:
                 return
 
-    async def _clean_one(self, image: bytes) -> Cleaned:
+    async def _clean_one(self, image: bytes, looks: Looks) -> Cleaned:
         slot = await self._idle.get()
         if not self._open:
             self._idle.put_nowait(slot)  # wakes the next one who waits, to the same end
             raise ScreeningLost
         # A task of its own: if the caller goes away, the slot is free again only when its child is.
-        task = self._spawn(self._clean_in(slot, image))
+        task = self._spawn(self._clean_in(slot, image, looks))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -170,10 +184,10 @@ class Screen:
                 raise ScreeningLost from None
             raise
 
-    async def _clean_in(self, slot: _Slot, image: bytes) -> Cleaned:
+    async def _clean_in(self, slot: _Slot, image: bytes, looks: Looks) -> Cleaned:
         """One image in one slot, which is then handed back, with a fresh child where the old one is spent."""
         try:
-            return await self._ask(slot, image)
+            return await self._ask(slot, image, looks)
         finally:
             slot.images += 1
             if slot.alive and slot.images < RECYCLE_IMAGES:
@@ -181,14 +195,14 @@ class Screen:
             elif self._open:
                 self._spawn(self._replace(slot))
 
-    async def _ask(self, slot: _Slot, image: bytes) -> Cleaned:
+    async def _ask(self, slot: _Slot, image: bytes, looks: Looks) -> Cleaned:
         try:
             child = await self._child_of(slot)
         except ChildLost as exc:
             raise ScreeningLost from exc
         try:
             async with asyncio.timeout(self.timeout_s):
-                reply = await child.ask(CleanRequest(next(self._ids), image))
+                reply = await child.ask(CleanRequest(next(self._ids), image, looks))
         except TimeoutError:
             child.kill("took too long over an image")
             raise reject(
@@ -199,9 +213,9 @@ class Screen:
             if not self._open:
                 raise ScreeningLost from None
             raise _crashed() from None
-        return self._trust(child, reply)
+        return self._trust(child, reply, looks)
 
-    def _trust(self, child: Child, reply: object) -> Cleaned:
+    def _trust(self, child: Child, reply: object, looks: Looks) -> Cleaned:
         """A reply as the gateway believes it. A child that says what it should not is not asked again."""
         match reply:
             case CleanReply(pixels=pixels) if (
@@ -211,9 +225,20 @@ class Screen:
                 and reply.format in FORMATS
                 and reply.trailing_bytes >= 0
                 and set(reply.metadata) <= set(METADATA)
+                and _may_stand(reply.findings, child.hello.detectors, looks)
+                and sum(map(len, reply.text)) <= MAX_TEXT_CHARACTERS
             ):
                 (form,) = (name for name in FORMATS if name == reply.format)
-                return Cleaned(pixels, reply.width, reply.height, form, reply.metadata, reply.trailing_bytes)
+                return Cleaned(
+                    pixels,
+                    reply.width,
+                    reply.height,
+                    form,
+                    reply.metadata,
+                    reply.trailing_bytes,
+                    reply.findings,
+                    reply.text,
+                )
             case Rejected(reason=reason, detail=detail, limit=limit) if reason in REASONS:
                 if reply.spent:
                     child.kill("its decoder choked on an image")
@@ -265,6 +290,17 @@ class Screen:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # seen: its caller may be gone
+
+
+def _may_stand(findings: Findings, detectors: tuple[Detector, ...], looks: Looks) -> bool:
+    """Whether a child may have found this: its own detectors, real scores, rules that are names."""
+    if not looks.risk and findings.signals:
+        return False
+    names = {detector.name for detector in detectors}
+    return names.issuperset(findings.failed) and all(
+        signal.detector in names and 0.0 <= signal.score <= 1.0 and RULE.fullmatch(signal.rule)
+        for signal in findings.signals
+    )
 
 
 def _crashed() -> ImageRejected:

@@ -6,6 +6,7 @@ A detector that could not run is in `Findings.failed`; it is never silently a sc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from tenants.risk import Category
 
@@ -32,3 +33,22 @@ class Findings:
     signals: tuple[Signal, ...] = ()
     failed: tuple[str, ...] = ()
     """Detectors that should have run and could not."""
+
+
+class ImageText(StrEnum):
+    """Whether text that stands in an image is read."""
+
+    OFF = "off"
+    GATED = "gated"
+    """Where edges say that there may be text."""
+    STRICT = "strict"
+    """In every image, and once more with its contrast stretched, for text that is all but invisible."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What to look for in an image. By default nothing: it is decoded, and that is all that it costs."""
+
+    risk: bool = False
+    """Measure skin and ask the networks, plugins and heads that are active."""
+    text: ImageText = ImageText.OFF
