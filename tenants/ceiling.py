@@ -274,8 +274,8 @@ class Ceiling:
         if name == "group":
             return f"the platform allows {_say(self.groups)}"
         if name == "risk_actions":
-            least = ", ".join(f"{category} {action}" for category, action in self.risk_actions or ())
-            return f"the platform asks at least for {least}"
+            mildest = ", ".join(f"{category} {action}" for category, action in self.risk_actions or ())
+            return f"the platform asks at least for {mildest}"
         if name in ("filter_mode", "risk_thresholds"):
             return f"the platform allows no threshold above {self.risk_threshold}"
         most = getattr(self, name, None)

@@ -23,8 +23,8 @@ FORMS: dict[str, str] = {
     "risk_actions": f"must be an object of categories ({', '.join(Category)}), each with one of {', '.join(Action)}",
     "lexicons": (
         f"must be an object of categories ({', '.join(Category)}), each with a list of words or phrases of"
-        f" {WORD_CHARACTERS[0]} to {WORD_CHARACTERS[1]} printable characters, at most {MOST_WORDS} in all,"
-        " none of them twice"
+        f" {WORD_CHARACTERS[0]} to {WORD_CHARACTERS[1]} printable characters, two letters or digits among them, at most"
+        f" {MOST_WORDS} in all, none of them twice"
     ),
 }
 """Each field, and what is said where it has not this form."""
@@ -84,5 +84,6 @@ def _is_word(value: object) -> bool:
         isinstance(value, str)
         and least <= len(value) <= most
         and value.isprintable()
+        and sum(map(str.isalnum, value)) >= 2
         and value == value.strip()
     )

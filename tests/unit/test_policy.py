@@ -142,6 +142,7 @@ def test_other_json_is_refused(text: str) -> None:
         {"image_text": "gated"},
         {"ask_model": "off"},
         {"lexicons": ((Category.DRUGS, ("x",)),)},
+        {"lexicons": ((Category.DRUGS, ("x!?",)),)},
         {"lexicons": ((Category.DRUGS, ("x" * 65,)),)},
         {"lexicons": ((Category.DRUGS, ("two\nlines",)),)},
         {"lexicons": ((Category.DRUGS, (" padded",)),)},

@@ -1,0 +1,150 @@
+"""The process that reads untrusted texts: strings in, findings out. Started by `readers.py` as `python -m`.
+
+A process of its own, so that a text never waits behind an image that takes long to decode. It loads every list and
+table that it will ever need, reads one text, then locks itself in as a child that decodes images does: another user
+where it was root, no new privileges, bounded memory, no new file descriptor. It never logs what it was sent.
+
+A tenant's own lists travel with the request. The readers made of them are kept, a few, by the lists themselves: two
+tenants with the same lists share a reader, which keeps nothing of any text.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from service.processes.parent import Parent, name_process
+from service.processes.sandbox import Confinement, Measure, confine
+from service.processes.wire import COMMON, Detector, Failure, Hello, Limits, Vocabulary
+from service.screening.signals import Findings
+from service.screening.text import DETECTORS, Lexicon, Reader
+from service.screening.text.folding import fold
+from service.screening.text.terms import Level, Term, TermList
+from tenants.risk import Category
+
+READER_UID = 64_792
+"""A user of its own, in a range that no distribution hands out."""
+ADDRESS_SPACE_BYTES = 1024 * 1024 * 1024
+READERS_KEPT = 8
+"""Of tenants with lists of their own. One takes some 30 MB."""
+MOST_CHARACTERS = 256 * 1024
+"""Of one request, but for a single text that is longer: others wait meanwhile."""
+FRAME_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class OwnList:
+    """A tenant's words of one category."""
+
+    category: Category
+    words: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """Read these texts, which are to be ranked by `query` where there is one."""
+
+    id: int
+    texts: tuple[str, ...] = field(repr=False)
+    query: str | None = field(default=None, repr=False)
+    lists: tuple[OwnList, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReply:
+    """One `Findings` for each text, in order."""
+
+    id: int
+    findings: tuple[Findings, ...]
+
+
+VOCABULARY = Vocabulary(
+    *COMMON,
+    ReadRequest,
+    ReadReply,
+    limits=Limits(envelope_bytes=FRAME_BYTES, frame_bytes=FRAME_BYTES),
+)
+
+
+def main(arguments: list[str]) -> None:
+    """`fd parent_pid`."""
+    fd, parent_pid = (int(argument) for argument in arguments)
+    parent = Parent(fd, parent_pid, VOCABULARY)
+    name_process("reader")
+    lexicon = Lexicon.load()
+    shelf = Shelf(lexicon)
+    measures = _lock()
+    parent.follow_to_death()
+    gc.freeze()
+    parent.send(Hello(pid=os.getpid(), sandbox=measures, detectors=describe(lexicon)))
+    while True:
+        parent.send(answer(parent.receive(), shelf))
+
+
+class Shelf:
+    """The reader of the lists that come with the service, and those of tenants with lists of their own."""
+
+    def __init__(self, lexicon: Lexicon) -> None:
+        self._lexicon = lexicon
+        self._reader = Reader(lexicon)
+        self._kept: OrderedDict[tuple[OwnList, ...], Reader] = OrderedDict()
+
+    def reader(self, lists: tuple[OwnList, ...]) -> Reader:
+        """The reader for these lists. Raises `ValueError` where they hold what is no term."""
+        if not lists:
+            return self._reader
+        kept = self._kept.get(lists)
+        if kept is None:
+            kept = Reader(self._lexicon.with_lists([term_list(each) for each in lists]))
+            self._kept[lists] = kept
+            while len(self._kept) > READERS_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(lists)
+        return kept
+
+
+def answer(message: object, shelf: Shelf) -> ReadReply | Failure:
+    """What to say to one message. Lists that make no lexicon are a detector that failed, on every text."""
+    if not isinstance(message, ReadRequest):
+        return Failure(getattr(message, "id", 0), "not_asked")
+    try:
+        reader = shelf.reader(message.lists)
+    except ValueError:
+        return ReadReply(message.id, (Findings(failed=("lexicon",)),) * len(message.texts))
+    return ReadReply(message.id, reader.read(message.texts, query=message.query))
+
+
+def term_list(own: OwnList) -> TermList:
+    """A tenant's words as a list. Whoever wrote them meant them: each is clear by itself."""
+    terms = {}
+    for word in own.words:
+        text = " ".join("".join(c if c.isalnum() else " " for c in fold(word).text).split())
+        if len(text) < 2:
+            raise ValueError("a term has at least two letters")
+        terms[text] = Term(text, Level.SEVERE)
+    return TermList(
+        f"own-{own.category}", own.category, "any", "the tenant", "the tenant's own", tuple(terms.values())
+    )
+
+
+def describe(lexicon: Lexicon) -> tuple[Detector, ...]:
+    """What is read with, and the version of each."""
+    versions: Mapping[str, str] = {"lexicon": lexicon.digest[:16]}
+    return tuple(Detector(name, active=True, version=versions.get(name, "1")) for name in DETECTORS)
+
+
+def _lock() -> tuple[Measure, ...]:
+    """Give up what reading does not need, for good."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    no_writes = Measure("file_size", resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0), "0")
+    confinement = Confinement(uid=READER_UID, open_files=0, address_space_bytes=ADDRESS_SPACE_BYTES)
+    return (no_writes, *confine(confinement))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
