@@ -47,7 +47,11 @@ from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
 from service.screening.pool import Screen
+from service.screening.readers import Readers
+from service.screening.recall import Recall
+from service.screening.signals import Findings
 from service.upkeep import Upkeep
+from service.vetting import Seen, Vetting
 from service.watch.logs import get_logger, where_it_broke
 from tenants.access import Access
 from tenants.certificates import Certificates
@@ -98,8 +102,14 @@ def create_app(
     if identities.certificates and settings.client_ca is None:
         raise InvalidIdentities("certificates are mapped, but PERICARP_CLIENT_CA is not set")
     tokens = Tokens(identities.issuers)
+    recall: Recall[Findings | Seen] = Recall()
+
+    def changed(change: str) -> None:
+        access.forget(change)
+        recall.forget(change.removeprefix("tenant:"))
+
     upkeep = Upkeep(
-        changes=Changes(installation.app_url, changed=access.forget, missed=access.forget_all),
+        changes=Changes(installation.app_url, changed=changed, missed=access.forget_all),
         uses=uses,
         refusals=refusals,
         key_sets=KeySets(identities.issuers, tokens) if identities.issuers else None,
@@ -134,6 +144,7 @@ def create_app(
         timeout_s=settings.screening_s,
         told=_hear,
     )
+    readers = Readers(timeout_s=settings.screening_s, told=_hear)
     serving = fleet or LocalFleet(
         model=settings.model,
         device=settings.device,
@@ -150,8 +161,9 @@ def create_app(
         offline=settings.model_is_local,
     )
     bindings = Bindings(sessions=sessions, fleet=serving)
+    vetting = Vetting(screen=screen, readers=readers, recall=recall, fleet=serving)
     rerank = Rerank(
-        ledger=ledger, screen=screen, fleet=serving, bindings=bindings, deadline_s=settings.deadline_s
+        ledger=ledger, vetting=vetting, fleet=serving, bindings=bindings, deadline_s=settings.deadline_s
     )
 
     enforcement = Enforcement(
@@ -174,7 +186,7 @@ def create_app(
         try:
             upkeep.start()
             await quotas.extend_lease()
-            await screen.start()
+            await asyncio.gather(screen.start(), readers.start())
             await serving.start()
             beating = asyncio.create_task(_beat(quotas), name="beating")
             forgetting = asyncio.create_task(_forget(quotas), name="forgetting")
@@ -186,7 +198,7 @@ def create_app(
                 task.cancel()
         finally:
             await serving.close()
-            await screen.close()
+            await asyncio.gather(screen.close(), readers.close())
             await upkeep.close()
             await database.close()
 
@@ -217,7 +229,9 @@ def create_app(
         )
     )
     app.include_router(
-        build_router(fleet=serving, screen=screen, database=database, model=settings.model_name)
+        build_router(
+            fleet=serving, screen=screen, readers=readers, database=database, model=settings.model_name
+        )
     )
     app.include_router(
         build_sessions_router(

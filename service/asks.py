@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from service.errors import ClientClosed, Contained
 
 if TYPE_CHECKING:
+    from service.screened import Screened
     from tenants.access import Caller
     from tenants.limits import Standing
 
@@ -80,6 +81,8 @@ class Exchange:
     stages_ms: dict[str, float] = field(default_factory=dict)
     standings: tuple[Standing, ...] = ()
     """Where the caller's limits stand, once they were asked."""
+    screened: Screened | None = None
+    """What was decided about its texts and images, once they were screened."""
     entry_id: str | None = None
     """The id of this request's entry in the log, once there is one."""
     halted: bool = False

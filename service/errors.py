@@ -13,6 +13,7 @@
     ├── MethodNotAllowed
     ├── DocumentTooLong     a document would have to be cut, and truncation is off; `field` says which
     ├── ImageRejected       an image that no model should see; `field` says which
+    ├── ContentRefused      content above the tenant's own thresholds; `screening` says which, and why
     ├── Overloaded          no room in a queue; come back after `retry_after_s`
     ├── WorkerLost          the worker died, and so did its replacement
     ├── ScreeningLost       no screening child answers
@@ -150,6 +151,35 @@ class ImageRejected(ServiceError):
     index: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What screening did about one item, as its caller may read it: never what was found there, and no exact score."""
+
+    item: str
+    category: str | None
+    """None where it is about no category: a detector is missing."""
+    score: float
+    threshold: float
+    rule: str
+    action: str
+
+
+class ContentRefused(ServiceError):
+    """Content of this request is above a threshold of its tenant."""
+
+    def __init__(self, screening: tuple[Touched, ...]) -> None:
+        """`screening` is all that refuses the request; the first is told in a sentence."""
+        first = screening[0]
+        if first.category is None:
+            detail = (
+                f"{first.item} could not be screened whole, and this tenant's policy refuses such content."
+            )
+        else:
+            detail = f"{first.item} is refused: its risk of {first.category} is at or above this tenant's threshold."
+        super().__init__(detail, field=first.item, reason=first.category or first.rule)
+        self.screening = screening
+
+
 class Overloaded(ServiceError):
     """The service is busy. Try again shortly."""
 
@@ -214,6 +244,7 @@ TABLE: dict[type[Exception], Meaning] = {
     MethodNotAllowed: Meaning(405, "method_not_allowed"),
     DocumentTooLong: Meaning(422, "document_too_long"),
     ImageRejected: Meaning(422, "image_rejected"),
+    ContentRefused: Meaning(403, "content_refused"),
     Overloaded: Meaning(503, "overloaded", 1),
     WorkerLost: Meaning(503, "worker_lost", 1),
     ScreeningLost: Meaning(503, "screening_lost", 1),
@@ -240,6 +271,7 @@ class Trouble:
     violated: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     faults: tuple[Fault, ...] = ()
+    screening: tuple[Touched, ...] = ()
 
     @property
     def title(self) -> str:
@@ -270,6 +302,7 @@ def describe(exc: BaseException) -> Trouble:
             exc.retry_after_s or meaning.retry_after_s,
             headers=tuple(exc.headers.items()),
             faults=exc.faults,
+            screening=exc.screening if isinstance(exc, ContentRefused) else (),
         )
     if isinstance(exc, QuotaExceeded):
         return Trouble(

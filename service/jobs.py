@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from models import Item, Job, Scores
 from service.errors import DocumentTooLong
+from service.fleet.router import Scored
 
 if TYPE_CHECKING:
     from models import Pixels
     from service.asks import Ask, RawItem
-    from service.fleet.router import Fleet, Party, Scored
+    from service.fleet.router import Fleet, Party
 
 JOBS_AT_ONCE = 4
 """Of one request, so many jobs may be in line or at the worker: no request fills its tenant's queue."""
@@ -67,6 +68,8 @@ async def score_ask(
     seconds from when it is its turn.
     """
     parts = shares(ask, pixels)
+    if not parts:  # screening left no document: nothing to score, and nobody to ask
+        return Scored(Scores((), 0, 0, 0), worker=0, queue_ms=0.0, worker_ms=0.0)
     room = asyncio.Semaphore(JOBS_AT_ONCE)
 
     async def score(part: Share) -> Scored:

@@ -157,6 +157,8 @@ class Ledger:
             details["queries"] = [tell_item(item) for item in items[:queries]]
         if caller.subject:
             details["subject"] = prints.subject(caller.subject)
+        if exchange.screened is not None:
+            details["screening"] = exchange.screened.details()
         return Entry(
             request_id=exchange.request_id,
             tenant=caller.tenant,

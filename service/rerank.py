@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from models import ModelFailed, Scores
-from service.errors import ImageRejected, describe
+from service.errors import describe
 from service.fleet.router import Party
 from service.jobs import score_ask
 from service.watch import metrics
+from tenants.risk import Action
 
 if TYPE_CHECKING:
-    from models import Pixels
     from service.asks import Ask, Exchange
     from service.bindings import Bindings
     from service.fleet.router import Fleet
     from service.ledger import Ledger
-    from service.screening.pool import Screen
+    from service.screened import Screened
+    from service.vetting import Vetting
     from tenants.access import Caller
 
 
@@ -51,14 +52,35 @@ class Ranking:
     reused_images: int
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What screening left of an ask: the documents to score, and where each stood in the request."""
+
+    ask: Ask
+    indices: tuple[int, ...]
+    masked: tuple[int, ...] = ()
+    demoted: frozenset[int] = frozenset()
+
+    @staticmethod
+    def of(ask: Ask, screened: Screened) -> Left:
+        first = len(ask.items) - len(ask.documents)
+        masked = {item - first for item in screened.items(Action.MASK)}
+        demoted = frozenset(item - first for item in screened.items(Action.DEMOTE))
+        indices = tuple(index for index in range(len(ask.documents)) if index not in masked)
+        if not masked:
+            return Left(ask, indices, demoted=demoted)
+        kept = replace(ask, documents=tuple(ask.documents[index] for index in indices))
+        return Left(kept, indices, tuple(sorted(masked)), demoted)
+
+
 class Rerank:
     """From an ask to a ranking. One instance serves every request."""
 
     def __init__(
-        self, *, ledger: Ledger, screen: Screen, fleet: Fleet, bindings: Bindings, deadline_s: float
+        self, *, ledger: Ledger, vetting: Vetting, fleet: Fleet, bindings: Bindings, deadline_s: float
     ) -> None:
         self.ledger = ledger
-        self.screen = screen
+        self.vetting = vetting
         self.fleet = fleet
         self.bindings = bindings
         self.deadline_s = deadline_s
@@ -77,7 +99,7 @@ class Rerank:
             return await self._rank(exchange, exchange.caller, ask)
 
     async def _rank(self, exchange: Exchange, caller: Caller, ask: Ask) -> Ranking:
-        """Hold, clean, score, rank, settle.
+        """Hold, screen, score, rank, settle.
 
         Nothing stays held, but where the database goes away between hold and settle: then until the hold's lease ends.
         """
@@ -85,15 +107,15 @@ class Rerank:
             hold = await self.ledger.hold(exchange, ask, self.fleet.card)
         try:
             async with exchange.while_connected():
-                with exchange.stage("clean"):
-                    pixels = await self._clean(ask)
+                left_s = partial(self._left_s, exchange)
+                screened = await self.vetting(exchange, ask, left_s=left_s)
+                left = Left.of(ask, screened)
                 with exchange.stage("score"):
                     party = Party.of(str(caller.tenant), caller.policy)
-                    left_s = partial(self._left_s, exchange)
                     scored = await score_ask(
-                        self.fleet, str(caller.tenant), ask, pixels, party=party, left_s=left_s
+                        self.fleet, str(caller.tenant), left.ask, screened.pixels, party=party, left_s=left_s
                     )
-            ranking = rank(scored.scores, ask.top_n, ranked=ask.ranked)
+            ranking = rank(scored.scores, ask.top_n, left, ranked=ask.ranked)
         except BaseException as exc:
             # Shielded: however this ends, no slot stays held and no decision is without its entry.
             await asyncio.shield(self.ledger.settle_refused(exchange, hold, ask, describe(exc)))
@@ -110,34 +132,31 @@ class Rerank:
         metrics.WORKER_RETRIES.inc(int(scored.retried))
         return ranking
 
-    async def _clean(self, ask: Ask) -> dict[str, Pixels]:
-        """Bytes to pixels, by the item's `where`, in a screening child. Raises `ImageRejected` with the field of the image."""
-        images = ask.images
-        try:
-            cleaned = await self.screen.clean([item.image for item in images if item.image is not None])
-        except ImageRejected as exc:
-            exc.field = images[exc.index].image_where if exc.index is not None else None
-            raise
-        return {item.where: clean.pixels for item, clean in zip(images, cleaned, strict=True)}
-
     def _left_s(self, exchange: Exchange) -> float:
         return max(0.0, self.deadline_s - exchange.elapsed_ms / 1000)
 
 
-def rank(scores: Scores, top_n: int, *, ranked: bool = True) -> Ranking:
-    """The best `top_n` by falling margin, or all as they came. Raises `ModelFailed` where a margin is not finite."""
+def rank(scores: Scores, top_n: int, left: Left, *, ranked: bool = True) -> Ranking:
+    """The best `top_n` of what is left, by falling margin, or all as they came; those that are demoted come last.
+
+    Raises `ModelFailed` where a margin is not finite.
+    """
     margins = scores.margins
     if not all(map(math.isfinite, margins)):
         raise ModelFailed
     order = list(range(len(margins)))
     if ranked:
-        order.sort(key=lambda index: -margins[index])  # stable: ties keep their order
+        # Stable: ties keep their order.
+        order.sort(key=lambda place: (left.indices[place] in left.demoted, -margins[place]))
         del order[top_n:]
     return Ranking(
-        places=tuple(Place(index, sigmoid(margins[index])) for index in order),
+        places=tuple(Place(left.indices[place], sigmoid(margins[place])) for place in order),
         input_tokens=scores.input_tokens,
         image_tokens=scores.image_tokens,
-        warnings=tuple(f"documents[{index}] was cut to fit." for index in scores.truncated),
+        warnings=(
+            *(f"documents[{left.indices[place]}] was cut to fit." for place in scores.truncated),
+            *(f"documents[{index}] was left out: its content is not allowed here." for index in left.masked),
+        ),
         computed_tokens=scores.computed_tokens,
         reused_images=scores.reused_images,
     )

@@ -86,6 +86,9 @@ class Door:
                     headers["Server-Timing"] = server_timing(exchange)
                 if exchange.entry_id is not None:
                     headers["Pericarp-Receipt"] = exchange.entry_id
+                if exchange.screened is not None and (counts := exchange.screened.count()):
+                    told = ", ".join(f"{word}={count}" for word, count in counts.items())
+                    headers["Pericarp-Screening"] = told
                 headers.update(limit_headers(exchange.standings))
             await send(message)
 

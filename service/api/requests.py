@@ -24,7 +24,7 @@ PROBLEMS: Responses = {
     status: {"model": Problem, "description": description}
     for status, description in {
         401: "No key, or not a valid one.",
-        403: "The key's role may not do this.",
+        403: "The key's role may not do this, or content is above a threshold of the tenant.",
         404: "No such model, or no such open session.",
         408: "The body did not arrive within the deadline.",
         413: "The body is too large.",

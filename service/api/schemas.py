@@ -98,11 +98,25 @@ class SessionUse(BaseModel):
     computed_tokens: int = Field(description="Tokens that were computed, where `prompt_tokens` were read.")
 
 
+class ScreenedItem(BaseModel):
+    """One item that reached a threshold of its tenant, or that could not be screened whole."""
+
+    item: str = Field(description="Its name in the request: `documents[3]`, `query.image`.")
+    category: str | None = Field(description="`null` where a detector was missing.")
+    score: float = Field(description="Its risk, 0 to 1, rounded to two digits.")
+    threshold: float = Field(description="The tenant's, from which on something is done.")
+    rule: str = Field(description="Which rule weighed most. It never says what was found.")
+    action: Literal["flag", "demote", "mask", "refuse"] = Field(description="What was done.")
+
+
 class Meta(BaseModel):
     api_version: ApiVersion
     billed_units: BilledUnits
     warnings: list[str]
     session: SessionUse | None = Field(None, description="Only where the request named a session.")
+    screening: list[ScreenedItem] | None = Field(
+        None, description="Only where an item was flagged, demoted or masked."
+    )
 
 
 class RerankAnswer(BaseModel):
@@ -155,6 +169,9 @@ class Problem(BaseModel):
     limit: int | str | None = None
     reason: str | None = None
     violated_policies: list[str] | None = Field(None, alias="violated-policies")
+    screening: list[ScreenedItem] | None = Field(
+        None, description="Of `content_refused`: all that refuses the request."
+    )
     errors: list[FieldProblem] | None = Field(None, description="Each thing that is wrong, and all of them.")
 
 

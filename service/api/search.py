@@ -14,11 +14,16 @@ from tenants.access import Scope
 
 if TYPE_CHECKING:
     from service.fleet.router import Fleet
+    from service.processes.sandbox import Measure
+    from service.processes.wire import Detector
     from service.screening.pool import Screen
+    from service.screening.readers import Readers
     from tenants.database import Database
 
 
-def build_router(*, fleet: Fleet, screen: Screen, database: Database, model: str) -> APIRouter:
+def build_router(
+    *, fleet: Fleet, screen: Screen, readers: Readers, database: Database, model: str
+) -> APIRouter:
     """The routes beside those that rank. `model` is the served model's name as callers see it."""
     router = APIRouter()
 
@@ -48,13 +53,24 @@ def build_router(*, fleet: Fleet, screen: Screen, database: Database, model: str
         "/readyz", tags=["health"], summary="Requests can be answered", responses={503: PROBLEMS[503]}
     )
     async def tell_readiness() -> dict[str, Any]:
-        """True only when a worker has scored a warm-up, screening runs and the database answers."""
-        checks = {"worker": fleet.ready, "screening": screen.ready, "database": await database.answers()}
+        """True only when a worker has scored a warm-up, screening runs and the database answers.
+
+        `screening` tells what is looked with, what of it is missing, and how the processes that look are confined.
+        """
+        checks = {
+            "worker": fleet.ready,
+            "screening": screen.ready and readers.ready,
+            "database": await database.answers(),
+        }
         if not all(checks.values()):
             missing = ", ".join(name for name, ready in checks.items() if not ready)
             raise NotReady(f"Not ready yet: {missing}.", reason=missing)
         weights = "unknown" if fleet.card is None else fleet.card.weights
-        return {"status": "ready", "checks": checks, "weights": weights}
+        screening = {
+            "detectors": [_tell_detector(each) for each in (*screen.detectors, *readers.detectors)],
+            "sandbox": {"images": _tell_sandbox(screen.sandbox), "texts": _tell_sandbox(readers.sandbox)},
+        }
+        return {"status": "ready", "checks": checks, "weights": weights, "screening": screening}
 
     @router.get("/metrics", tags=["operations"], summary="Prometheus metrics (platform_admin keys)")
     async def export_metrics(request: Request) -> Response:
@@ -74,3 +90,17 @@ def build_router(*, fleet: Fleet, screen: Screen, database: Database, model: str
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     return router
+
+
+def _tell_detector(detector: Detector) -> dict[str, Any]:
+    return {
+        "name": detector.name,
+        "active": detector.active,
+        "version": detector.version,
+        "licence": detector.licence,
+    }
+
+
+def _tell_sandbox(measures: tuple[Measure, ...]) -> dict[str, bool]:
+    """Which measures of confinement hold, as the process itself read them back."""
+    return {measure.name: measure.held for measure in measures}

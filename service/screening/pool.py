@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args
 
 from service.errors import ImageRejected, ScreeningLost
 from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
+from service.processes.sandbox import Measure
 from service.processes.wire import Detector
 from service.screening import METADATA, REASONS, Cleaned, ImageFormat, ImageLimits, check_bytes, reject
 from service.screening.messages import MAX_TEXT_CHARACTERS, CleanReply, CleanRequest, Rejected, vocabulary
@@ -121,6 +122,14 @@ class Screen:
         for slot in self._slots:
             if slot.child is not None and slot.child.alive:
                 return slot.child.hello.detectors
+        return ()
+
+    @property
+    def sandbox(self) -> tuple[Measure, ...]:
+        """What confines the children, as one that lives says; empty while none does."""
+        for slot in self._slots:
+            if slot.child is not None and slot.child.alive:
+                return slot.child.hello.sandbox
         return ()
 
     async def clean(self, images: Sequence[bytes], looks: Looks = NO_LOOKS) -> list[Cleaned]:

@@ -6,8 +6,8 @@ A detector that could not run is in `Findings.failed`; it is never silently a sc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
+from tenants.kinds import ImageText
 from tenants.risk import Category
 
 
@@ -33,16 +33,6 @@ class Findings:
     signals: tuple[Signal, ...] = ()
     failed: tuple[str, ...] = ()
     """Detectors that should have run and could not."""
-
-
-class ImageText(StrEnum):
-    """Whether text that stands in an image is read."""
-
-    OFF = "off"
-    GATED = "gated"
-    """Where edges say that there may be text."""
-    STRICT = "strict"
-    """In every image, and once more with its contrast stretched, for text that is all but invisible."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,18 @@ STAGE_SECONDS = Histogram(
 )
 DOCUMENTS = Counter("pericarp_documents", "Scored candidates.", registry=REGISTRY)
 IMAGES = Counter("pericarp_images", "Images that passed screening.", registry=REGISTRY)
+RISKS = Counter(
+    "pericarp_risks",
+    "Risks that reached a threshold, by what was done about them.",
+    ["category", "action"],
+    registry=REGISTRY,
+)
+DETECTOR_FAILURES = Counter(
+    "pericarp_detector_failures",
+    "Texts and images that a detector should have looked at and could not.",
+    ["detector"],
+    registry=REGISTRY,
+)
 WORKERS = Gauge("pericarp_workers", "Live worker processes.", ["state"], registry=REGISTRY)
 WORKER_COMPILATIONS = Gauge(
     "pericarp_worker_compilations",

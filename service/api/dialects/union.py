@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from service.api.dialects.dialect import Complaint, Dialect
@@ -38,6 +39,7 @@ def answer(exchange: Exchange, ask: Ask, ranking: Ranking, model: str) -> dict[s
             },
             "warnings": list(ranking.warnings),
             **_session(ask, ranking),
+            **_screening(exchange),
         },
     }
 
@@ -55,6 +57,7 @@ def complain(trouble: Trouble, exchange: Exchange) -> Complaint:
         "limit": trouble.limit,
         "reason": trouble.reason,
         "violated-policies": list(trouble.violated) or None,
+        "screening": [asdict(touched) for touched in trouble.screening] or None,
         "errors": [{"field": fault.field, "detail": fault.why} for fault in trouble.faults] or None,
     }
     told = {key: value for key, value in body.items() if value is not None}
@@ -77,6 +80,12 @@ def _session(ask: Ask, ranking: Ranking) -> dict[str, Any]:
         return {}
     spared = {"reused_images": ranking.reused_images, "computed_tokens": ranking.computed_tokens}
     return {"session": {"id": ask.session, **spared}}
+
+
+def _screening(exchange: Exchange) -> dict[str, Any]:
+    """What was touched, where anything was."""
+    told = exchange.screened.tell() if exchange.screened is not None else ()
+    return {"screening": [asdict(touched) for touched in told]} if told else {}
 
 
 UNION = Dialect(

@@ -1,0 +1,292 @@
+"""From untrusted texts and images to clean pixels and a verdict on each, before any model sees one.
+
+Texts are read while images are decoded; text that was read in an image goes the way of all texts. Where the policy says
+so, the tenant's own worker is asked what an image shows. What was found before in the same content is not looked for
+again (`screening/recall.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from service import questions
+from service.errors import ImageRejected
+from service.fleet.router import Party
+from service.screened import Part, Screened
+from service.screening.calibration import load_calibration
+from service.screening.judge import Rules, Side, Verdict, judge
+from service.screening.reading import OwnList
+from service.screening.signals import Findings, Looks, Signal
+from service.watch import metrics
+from tenants.kinds import AskModel
+from tenants.risk import Category, Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from models import Pixels
+    from service.asks import Ask, Exchange, RawItem
+    from service.fleet.router import Fleet
+    from service.processes.wire import Detector
+    from service.screening.pool import Screen
+    from service.screening.readers import Readers
+    from service.screening.recall import Recall
+    from tenants.access import Caller
+    from tenants.policy import Policy
+
+GREY = (0.3, 0.8)
+"""Scores between which the detectors neither clear an image nor are sure of it."""
+IN_IMAGE = "image_text"
+"""Begins the rule of what was found in text that was read in an image."""
+NO_LOOKS = Looks()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was found in an image, and the text that was read in it."""
+
+    findings: Findings
+    text: tuple[str, ...]
+
+
+class Vetting:
+    """Screens the items of requests. One instance serves every request."""
+
+    def __init__(
+        self, *, screen: Screen, readers: Readers, recall: Recall[Findings | Seen], fleet: Fleet
+    ) -> None:
+        self._screen = screen
+        self._readers = readers
+        self._recall = recall
+        self._fleet = fleet
+        self._tables = load_calibration()
+
+    async def __call__(self, exchange: Exchange, ask: Ask, *, left_s: Callable[[], float]) -> Screened:
+        """Screen all of an ask. Raises `ContentRefused` besides what `screen` raises.
+
+        Where scores are asked for in the request's order there is no place for a gap, nor for another order: a document
+        is judged there as a query is.
+        """
+        queries = len(ask.items) - len(ask.documents)
+        side = Side.DOCUMENT if ask.ranked else Side.QUERY
+        items = [(item, Side.QUERY if place < queries else side) for place, item in enumerate(ask.items)]
+        screened = await self.screen(
+            exchange,
+            items,
+            query=None if ask.queries else ask.query.text,
+            instruction=ask.instruction,
+            left_s=left_s,
+        )
+        screened.refuse()
+        return screened
+
+    async def screen(
+        self,
+        exchange: Exchange,
+        items: Sequence[tuple[RawItem, Side]],
+        *,
+        left_s: Callable[[], float],
+        query: str | None = None,
+        instruction: str | None = None,
+    ) -> Screened:
+        """A verdict on each text and image; nothing is refused yet. The exchange keeps what was decided.
+
+        `query` is what the texts are to be ranked by; an `instruction` is judged with the first item. Raises
+        `ImageRejected` with the field of the image, `ScreeningLost` and, where the model is asked, what `Fleet.score`
+        raises, each of its questions having until `left_s()` seconds from when it is put.
+        """
+        caller = _caller(exchange)
+        with exchange.stage("clean"):
+            parts, pixels = await self._look(caller, items, query, instruction)
+        rules = Rules.of(caller.policy)
+        verdicts = [self._judge(part, rules) for part in parts]
+        for place, part in enumerate(parts):
+            if part.mode is Mode.IMAGE and _is_to_ask(caller.policy.ask_model, verdicts[place]):
+                with exchange.stage("ask"):
+                    told = await self._ask(caller, pixels[items[part.item][0].where], left_s())
+                findings = replace(part.findings, signals=part.findings.signals + told)
+                parts[place] = replace(part, findings=findings)
+                verdicts[place] = self._judge(parts[place], rules)
+        screened = Screened(pixels, tuple(zip(parts, verdicts, strict=True)), rules)
+        exchange.screened = screened
+        _count(screened)
+        return screened
+
+    def _judge(self, part: Part, rules: Rules) -> Verdict:
+        return judge(part.findings, rules, self._tables, where=part.where, mode=part.mode, side=part.side)
+
+    async def _look(
+        self,
+        caller: Caller,
+        items: Sequence[tuple[RawItem, Side]],
+        query: str | None,
+        instruction: str | None,
+    ) -> tuple[list[Part], dict[str, Pixels]]:
+        """The parts of which there is something to judge, by item, and the clean images by their items' `where`."""
+        pixels: dict[str, Pixels] = {}
+        if all(item.image is None for item, _ in items):
+            parts = await self._read_items(caller, items, query, instruction)
+        else:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    reading = group.create_task(self._read_items(caller, items, query, instruction))
+                    seeing = group.create_task(self._see_items(caller, items, query))
+            except ExceptionGroup as failures:  # the other was cancelled: what failed first is the answer
+                raise failures.exceptions[0] from None
+            seen, pixels = seeing.result()
+            parts = sorted(reading.result() + seen, key=lambda part: part.item)
+        always = caller.policy.ask_model is AskModel.ALWAYS
+        return [
+            part
+            for part in parts
+            if part.findings.signals or part.findings.failed or (always and part.mode is Mode.IMAGE)
+        ], pixels
+
+    async def _read_items(
+        self,
+        caller: Caller,
+        items: Sequence[tuple[RawItem, Side]],
+        query: str | None,
+        instruction: str | None,
+    ) -> list[Part]:
+        """The items' texts. A query is not compared with itself, and an instruction is there to speak of ranking."""
+        texts = [(place, item, side, item.text) for place, (item, side) in enumerate(items) if item.text]
+        own = [each for each in texts if query is None or each[3] == query]
+        others = [] if query is None else [each for each in texts if each[3] != query]
+        wanted = [text for *_, text in own] + ([instruction] if instruction else [])
+        found = await self._read(caller, wanted, None)
+        found_in_others = await self._read(caller, [text for *_, text in others], query)
+        parts = [
+            Part(place, item.where, Mode.TEXT, side, each)
+            for texts_there, finds in ((own, found), (others, found_in_others))
+            for (place, item, side, _), each in zip(texts_there, finds, strict=False)
+        ]
+        if instruction:
+            findings = _without(found[-1], Category.INJECTION)
+            parts.append(Part(0, "instruction", Mode.TEXT, Side.QUERY, findings))
+        return parts
+
+    async def _see_items(
+        self, caller: Caller, items: Sequence[tuple[RawItem, Side]], query: str | None
+    ) -> tuple[list[Part], dict[str, Pixels]]:
+        """The items' images, and the text in them."""
+        images = [(place, item, side) for place, (item, side) in enumerate(items) if item.image is not None]
+        seen, pixels = await self._clean(caller, [item for _, item, _ in images])
+        texts = ["\n".join(each.text) for each in seen]
+        found = iter(await self._read(caller, [text for text in texts if text], query))
+        parts = []
+        for (place, item, side), each, text in zip(images, seen, texts, strict=True):
+            where = item.image_where or item.where
+            parts.append(Part(place, where, Mode.IMAGE, side, each.findings))
+            if text:
+                parts.append(Part(place, where, Mode.TEXT, side, _in_image(next(found))))
+        return parts, pixels
+
+    async def _read(self, caller: Caller, texts: Sequence[str], query: str | None) -> list[Findings]:
+        """What is found in each text; equal ones are read once, and not again while they are remembered."""
+        if not texts:
+            return []
+        tenant, lists = str(caller.tenant), own_lists(caller.policy)
+        context = repr((_versions(self._readers.detectors), query, lists)).encode("utf-8", "surrogatepass")
+        keys = [self._recall.key(tenant, b"text\0" + _bytes(text), context) for text in texts]
+        known: dict[bytes, Findings] = {}
+        unread: dict[bytes, str] = {}
+        for key, text in zip(keys, texts, strict=True):
+            found = self._recall.find(tenant, key)
+            if isinstance(found, Findings):
+                known[key] = found
+            else:
+                unread[key] = text
+        read = await self._readers.read(tuple(unread.values()), query=query, lists=lists)
+        for key, found in zip(unread, read, strict=True):
+            known[key] = found
+            if not found.failed:
+                self._recall.keep(tenant, key, found)
+        return [known[key] for key in keys]
+
+    async def _clean(self, caller: Caller, items: Sequence[RawItem]) -> tuple[list[Seen], dict[str, Pixels]]:
+        """What is seen in each image, and its pixels. What is known already is decoded and not looked at again."""
+        tenant = str(caller.tenant)
+        looks = Looks(risk=True, text=caller.policy.image_text)
+        context = repr((_versions(self._screen.detectors), looks)).encode()
+        keys = [self._recall.key(tenant, b"image\0" + (item.image or b""), context) for item in items]
+        seen: dict[int, Seen] = {}
+        for place, key in enumerate(keys):
+            found = self._recall.find(tenant, key)
+            if isinstance(found, Seen):
+                seen[place] = found
+        pixels: dict[str, Pixels] = {}
+        known = sorted(seen)
+        for places, wanted in ((known, NO_LOOKS), ([p for p in range(len(items)) if p not in seen], looks)):
+            try:
+                cleaned = await self._screen.clean([items[place].image or b"" for place in places], wanted)
+            except ImageRejected as exc:
+                exc.field = items[places[exc.index]].image_where if exc.index is not None else None
+                raise
+            for place, each in zip(places, cleaned, strict=True):
+                pixels[items[place].where] = each.pixels
+                if place not in seen:
+                    seen[place] = Seen(each.findings, each.text)
+                    if not each.findings.failed:
+                        self._recall.keep(tenant, keys[place], seen[place])
+        return [seen[place] for place in range(len(items))], pixels
+
+    async def _ask(self, caller: Caller, image: Pixels, left_s: float) -> tuple[Signal, ...]:
+        """What the tenant's own worker says about an image."""
+        scored = await self._fleet.score(
+            str(caller.tenant),
+            questions.question(image),
+            deadline_s=left_s,
+            party=Party.of(str(caller.tenant), caller.policy),
+        )
+        return questions.answers(scored.scores.margins)
+
+
+def own_lists(policy: Policy) -> tuple[OwnList, ...]:
+    """A tenant's own words as the reader takes them."""
+    return tuple(OwnList(category, words) for category, words in policy.lexicons if words)
+
+
+def _is_to_ask(asks: AskModel, verdict: Verdict) -> bool:
+    if asks is not AskModel.GREY:
+        return asks is AskModel.ALWAYS
+    low, high = GREY
+    return any(low <= risk.score < high and risk.category in questions.ASKED for risk in verdict.risks)
+
+
+def _without(findings: Findings, category: Category) -> Findings:
+    kept = tuple(signal for signal in findings.signals if signal.category is not category)
+    return replace(findings, signals=kept)
+
+
+def _in_image(findings: Findings) -> Findings:
+    """The same, by rules that say where it was found."""
+    signals = tuple(
+        replace(signal, rule=f"{IN_IMAGE}.{signal.rule or signal.detector}") for signal in findings.signals
+    )
+    return replace(findings, signals=signals)
+
+
+def _versions(detectors: Iterable[Detector]) -> tuple[tuple[str, bool, str], ...]:
+    return tuple((detector.name, detector.active, detector.version) for detector in detectors)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _caller(exchange: Exchange) -> Caller:
+    assert exchange.caller is not None, "the door lets nobody in without a caller"
+    return exchange.caller
+
+
+def _count(screened: Screened) -> None:
+    for reason in screened.reasons:
+        category = "none" if reason.category is None else str(reason.category)
+        metrics.RISKS.labels(category, str(reason.action)).inc()
+    for part, _ in screened.parts:
+        for detector in part.findings.failed:
+            metrics.DETECTOR_FAILURES.labels(detector).inc()
