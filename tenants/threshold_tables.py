@@ -49,8 +49,6 @@ threshold = Table(
     Column(
         "counts_from",
         TIMESTAMP(timezone=True),
-        nullable=False,
-        server_default=text("'-infinity'"),
         comment="votes decided before it count no more: a rollback",
     ),
     Column("stepped_on", Date, nullable=False, comment="the last daily step, UTC"),

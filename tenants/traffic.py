@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from enum import StrEnum
@@ -57,23 +57,19 @@ def has_baseline(days: Sequence[Day], today: date) -> bool:
     return len(_baseline(days, today)) >= FEWEST_DAYS
 
 
-def look(days: Sequence[Day], users: Sequence[int], today: date) -> Alarm | None:
-    """What is wrong with today or yesterday. `users`: how many items each end user sent, of the busier of these days."""
+def look(days: Sequence[Day], crowds: Sequence[Mapping[int, int]], today: date) -> Alarm | None:
+    """What is wrong with today or yesterday. `crowds`: of each of the two, how many end users sent so many items."""
     before = _baseline(days, today)
     if len(before) >= FEWEST_DAYS:
+        usual = [sum(bins) for bins in zip(*(day.histogram for day in before), strict=True)]
         for day in days:
-            if day.day >= today - timedelta(days=1) and day.items >= FEWEST_ITEMS:
-                if _jumped(before, day):
-                    return Alarm.BLOCK_RATE
-                if (
-                    stability(
-                        [sum(bins) for bins in zip(*(each.histogram for each in before), strict=True)],
-                        day.histogram,
-                    )
-                    > PSI
-                ):
-                    return Alarm.SCORES
-    return Alarm.FEW_USERS if _is_crowded(users) else None
+            if day.day < today - timedelta(days=1) or day.items < FEWEST_ITEMS:
+                continue
+            if _jumped(before, day):
+                return Alarm.BLOCK_RATE
+            if stability(usual, day.histogram) > PSI:
+                return Alarm.SCORES
+    return Alarm.FEW_USERS if any(map(_is_crowded, crowds)) else None
 
 
 def stability(before: Sequence[int], now: Sequence[int]) -> float:
@@ -99,7 +95,12 @@ def _jumped(before: Sequence[Day], day: Day) -> bool:
     return abs(day.stopped / day.items - mean) > SIGMAS * max(statistics.stdev(rates), chance)
 
 
-def _is_crowded(users: Sequence[int]) -> bool:
-    few = math.ceil(len(users) * CROWD_USERS) - 1  # the most that is less than one in a hundred
-    total = sum(users)
-    return total >= FEWEST_ITEMS and sum(sorted(users, reverse=True)[: max(few, 0)]) > CROWD_SHARE * total
+def _is_crowded(crowd: Mapping[int, int]) -> bool:
+    total = sum(items * users for items, users in crowd.items())
+    few = math.ceil(sum(crowd.values()) * CROWD_USERS) - 1  # the most that is less than one in a hundred
+    of_few = 0
+    for items in sorted(crowd, reverse=True):
+        taken = min(crowd[items], max(few, 0))
+        of_few += taken * items
+        few -= taken
+    return total >= FEWEST_ITEMS and of_few > CROWD_SHARE * total

@@ -30,7 +30,7 @@ STATEMENTS = (
         day date not null,
         day_began_at float8 not null,
         frozen text not null default '',
-        counts_from timestamptz not null default '-infinity',
+        counts_from timestamptz,
         stepped_on date not null,
         constraint threshold_pkey primary key (tenant_id, category, mode),
         constraint threshold_tenant_fkey foreign key (tenant_id) references pericarp.tenant (id),

@@ -28,7 +28,7 @@ def make_day(ago: int, *, items: int = 2000, stopped: float = 0.08, high: float 
 
 
 ORDINARY = [make_day(ago) for ago in range(30, 1, -1)]
-EVEN = [20] * 100
+EVEN = [{20: 100}]
 
 
 def test_ordinary_days_raise_no_alarm() -> None:
@@ -49,11 +49,11 @@ def test_scores_that_lie_elsewhere_are_an_alarm() -> None:
 
 
 def test_few_users_who_send_much_are_an_alarm() -> None:
-    crowd = [10] * 300
-    assert look([], [*crowd, 1500, 10], TODAY) is Alarm.FEW_USERS
-    assert look([], [*crowd, 100, 100], TODAY) is None
-    assert look([], [1000, *[10] * 20], TODAY) is None, "one of 21 is not one in a hundred"
-    assert look([], [], TODAY) is None
+    assert look([], [{10: 301, 1500: 1}], TODAY) is Alarm.FEW_USERS
+    assert look([], [{10: 400}, {10: 301, 500: 2, 501: 1}], TODAY) is Alarm.FEW_USERS
+    assert look([], [{10: 300, 100: 2}], TODAY) is None
+    assert look([], [{10: 20, 1000: 1}], TODAY) is None, "one of 21 is not one in a hundred"
+    assert look([], [{}, {}], TODAY) is None
 
 
 def test_a_week_is_needed_to_know_what_is_ordinary() -> None:
