@@ -58,6 +58,7 @@ from tenants.certificates import Certificates
 from tenants.changes import Changes
 from tenants.database import Database
 from tenants.errors import DatabaseUnavailable, InvalidIdentities
+from tenants.evidence import Evidence
 from tenants.identities import Identities, read_identities
 from tenants.kept import KEPT_S
 from tenants.quotas import Quotas
@@ -98,6 +99,7 @@ def create_app(
     access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
     uses = Uses(database)
     refusals = Refusals(audit)
+    evidence = Evidence(database)
     identities = read_identities(settings.identities.read_text()) if settings.identities else Identities()
     if identities.certificates and settings.client_ca is None:
         raise InvalidIdentities("certificates are mapped, but PERICARP_CLIENT_CA is not set")
@@ -112,6 +114,7 @@ def create_app(
         changes=Changes(installation.app_url, changed=changed, missed=access.forget_all),
         uses=uses,
         refusals=refusals,
+        evidence=evidence,
         key_sets=KeySets(identities.issuers, tokens) if identities.issuers else None,
     )
     identify = Identify(
@@ -129,6 +132,7 @@ def create_app(
         quotas=quotas,
         sessions=sessions,
         audit=audit,
+        evidence=evidence,
         deadline_s=settings.deadline_s,
         model=settings.model_name,
     )
@@ -177,7 +181,7 @@ def create_app(
     chores = (
         (ENFORCE_EVERY_S, enforcement.enforce),
         (REPORT_EVERY_S, enforcement.report),
-        (TIDY_EVERY_S, partial(tidy, desk.administration, desk.repeats)),
+        (TIDY_EVERY_S, partial(tidy, desk.administration, desk.repeats, desk.adapting)),
     )
 
     @asynccontextmanager

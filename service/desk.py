@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from service.adapting import Adapting
 from service.administration import Administration
 from service.containment import Switch
 from service.deeds import Deeds
 from service.present_use import PresentUse
 from tenants.audit import Audit
+from tenants.canaries import Canaries
 from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.lifecycle import Lifecycle
 from tenants.presence import Presences
 from tenants.quotas import Quotas
 from tenants.repeats import Repeats
+from tenants.reviews import Reviews
 from tenants.sessions import Sessions
+from tenants.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from service.installation import Installation
@@ -40,6 +44,10 @@ class Desk:
     use: PresentUse
     administration: Administration
     switch: Switch
+    reviews: Reviews
+    thresholds: Thresholds
+    canaries: Canaries
+    adapting: Adapting
 
 
 def build_desk(database: Database, installation: Installation) -> Desk:
@@ -52,6 +60,8 @@ def build_desk(database: Database, installation: Installation) -> Desk:
     presences = Presences(database)
     denials = Denials(database)
     deeds = Deeds(database, audit)
+    reviews, canaries = Reviews(database), Canaries(database)
+    thresholds = Thresholds(database, directory.policies)
     use = PresentUse(database=database, quotas=quotas, sessions=sessions)
     return Desk(
         database=database,
@@ -75,4 +85,10 @@ def build_desk(database: Database, installation: Installation) -> Desk:
             use=use,
         ),
         switch=Switch(deeds=deeds, lifecycle=lifecycle, presences=presences),
+        reviews=reviews,
+        thresholds=thresholds,
+        canaries=canaries,
+        adapting=Adapting(
+            deeds=deeds, lifecycle=lifecycle, reviews=reviews, thresholds=thresholds, canaries=canaries
+        ),
     )

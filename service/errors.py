@@ -46,10 +46,13 @@ from tenants.errors import (
     RepeatDiffers,
     RepeatUnderWay,
     RequestTooCostly,
+    ReviewNotFound,
+    ReviewRefused,
     RotationRefused,
     SessionNotFound,
     TenantExists,
     TenantNotFound,
+    ThresholdNotFound,
     Unauthenticated,
 )
 from tenants.errors import (
@@ -230,6 +233,9 @@ TABLE: dict[type[Exception], Meaning] = {
     SessionNotFound: Meaning(404, "session_not_found"),
     TenantNotFound: Meaning(404, "tenant_not_found"),
     KeyNotFound: Meaning(404, "key_not_found"),
+    ReviewNotFound: Meaning(404, "review_not_found"),
+    ThresholdNotFound: Meaning(404, "threshold_not_found"),
+    ReviewRefused: Meaning(409, "review_refused"),
     TenantExists: Meaning(409, "tenant_exists"),
     InvalidName: Meaning(422, "invalid_name"),
     Invalid: Meaning(422, "invalid_request"),

@@ -10,15 +10,19 @@ from service.watch.logs import get_logger, where_it_broke
 from tenants.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
+    from service.adapting import Adapting
     from service.administration import Administration
+    from tenants.access import TenantId
     from tenants.directory import Tenant
     from tenants.repeats import Repeats
+    from tenants.thresholds import Change
 
 ENFORCE_EVERY_S = 0.5
 """What a gateway keeps of a key may let a request in for 1.5 s more: together, two seconds."""
 REPORT_EVERY_S = 5.0
 TIDY_EVERY_S = 60.0
-"""How long a tenant whose grace is over may wait for its purge, and an answer that is kept no longer."""
+"""How long a tenant whose grace is over may wait for its purge, an answer that is kept no longer, and the daily step of
+thresholds."""
 
 log = get_logger(__name__)
 
@@ -40,11 +44,16 @@ async def repeat(every_s: float, work: Callable[[], Awaitable[object]]) -> None:
             )
 
 
-async def tidy(administration: Administration, repeats: Repeats) -> None:
-    """Purge tenants whose grace is over, and forget answers that are kept no longer."""
+async def tidy(administration: Administration, repeats: Repeats, adapting: Adapting) -> None:
+    """Purge tenants whose grace is over, forget answers that are kept no longer, and once a day step thresholds."""
 
     def tell(tenant: Tenant, removed: dict[str, int]) -> None:
         log.info("purged a tenant", action="tenant_purged", tenant=str(tenant.id), rows=sum(removed.values()))
 
     await administration.purge_due(tell)
+
+    def tell_steps(tenant: TenantId, changes: tuple[Change, ...]) -> None:
+        log.info("stepped thresholds", action="thresholds_stepped", tenant=str(tenant), count=len(changes))
+
     await repeats.forget()
+    await adapting.step_due(tell_steps)

@@ -14,6 +14,7 @@ from tenants.sessions import make_session_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from uuid import UUID
 
     from models import ModelCard
     from service.asks import Ask, Exchange
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from service.rerank import Ranking
     from tenants.access import Caller
     from tenants.audit import Audit
+    from tenants.evidence import Evidence
     from tenants.quotas import Hold, Quotas
     from tenants.sessions import Session, Sessions
 
@@ -33,9 +35,17 @@ class Ledger:
     """Holds quota, settles it, and writes the entry of every decision of a known caller."""
 
     def __init__(
-        self, *, quotas: Quotas, sessions: Sessions, audit: Audit, deadline_s: float, model: str
+        self,
+        *,
+        quotas: Quotas,
+        sessions: Sessions,
+        audit: Audit,
+        evidence: Evidence,
+        deadline_s: float,
+        model: str,
     ) -> None:
         self.quotas = quotas
+        self.evidence = evidence
         self.sessions = sessions
         self.audit = audit
         self.most_s = deadline_s + SLACK_S
@@ -85,7 +95,8 @@ class Ledger:
             stages_ms={**exchange.stages_ms, "queue": scored.queue_ms, "worker": scored.worker_ms},
             shadowed=hold.shadowed,
         )
-        exchange.entry_id = str(await self.quotas.settle(hold, entry, tokens=ranking.input_tokens))
+        entry_id = await self.quotas.settle(hold, entry, tokens=ranking.input_tokens)
+        await self._recorded(exchange, entry_id)
 
     async def settle_refused(self, exchange: Exchange, hold: Hold, ask: Ask, trouble: Trouble) -> None:
         """Free the slot and write why there is no answer.
@@ -104,7 +115,8 @@ class Ledger:
         )
         images = 0 if trouble.status >= 500 else None
         tokens = None if trouble.status == CLIENT_CLOSED else 0
-        exchange.entry_id = str(await self.quotas.settle(hold, entry, images=images, tokens=tokens))
+        entry_id = await self.quotas.settle(hold, entry, images=images, tokens=tokens)
+        await self._recorded(exchange, entry_id)
 
     async def open_session(self, exchange: Exchange, ttl_s: int) -> Session:
         """Open a session and write so, in one transaction. Raises `QuotaExceeded`, `RequestTooCostly`."""
@@ -133,6 +145,15 @@ class Ledger:
             stages_ms=exchange.stages_ms,
         )
         exchange.entry_id = str(await self.audit.record(entry))
+
+    async def _recorded(self, exchange: Exchange, entry_id: UUID) -> None:
+        """The entry stands: it is the receipt, and what was screened may be learnt from."""
+        exchange.entry_id = str(entry_id)
+        caller = _caller(exchange)
+        if exchange.screened is not None:
+            prints = await self.audit.fingerprints(caller.tenant)
+            end_user = prints.subject(caller.subject or caller.key_id)
+            self.evidence.note(caller.tenant, exchange.screened.evidence(entry_id, end_user, caller.policy))
 
     async def _entry(
         self,

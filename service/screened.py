@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.errors import ContentRefused, Touched
-from service.screening.judge import Reason, Rules, Side, Verdict, hardest
+from service.screening.judge import Reason, Risk, Rules, Side, Verdict, hardest
+from tenants.adaptation import is_for_review
 from tenants.audit import micro_units
+from tenants.evidence import Measure
+from tenants.evidence import Screened as Evident
 from tenants.risk import Action, Category, Mode
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from models import Pixels
     from service.screening.signals import Findings
+    from tenants.policy import Policy
 
 DIGITS = 2
 """Of a score that a caller reads. More would help only those who feel their way to a threshold."""
@@ -38,8 +44,10 @@ class Screened:
     pixels: Mapping[str, Pixels]
     """The clean image of every item that has one, by the item's `where`."""
     parts: tuple[tuple[Part, Verdict], ...]
-    """A text, an image, or text that was read in one; only those of which any detector said or failed to say a thing."""
+    """Each text, each image, and text that was read in one."""
     rules: Rules
+    versions: Mapping[Mode, str]
+    """Of the detectors, by what they look at."""
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -106,6 +114,26 @@ class Screened:
                 for reason in self.reasons
             ]
         return told
+
+    def evidence(self, entry_id: UUID, end_user: str, policy: Policy) -> tuple[Evident, ...]:
+        """What thresholds may learn from, once the entry stands: scores and thresholds, nothing of any content."""
+
+        def held(risk: Risk, mode: Mode) -> Measure:
+            threshold = self.rules.thresholds[risk.category, mode]
+            near = is_for_review(policy, threshold, risk.score)
+            return Measure(risk.category, risk.score, threshold, near)
+
+        return tuple(
+            Evident(
+                entry_id,
+                part.where,
+                part.mode,
+                end_user,
+                self.versions[part.mode],
+                [held(risk, part.mode) for risk in verdict.risks],
+            )
+            for part, verdict in self.parts
+        )
 
 
 def _told(reason: Reason) -> Touched:

@@ -1,5 +1,5 @@
 """What goes on beside the requests so that who calls is known: changes heard, issuers' keys fetched,
-uses and refusals written."""
+uses, refusals and the evidence of screening written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from service.key_sets import KeySets
     from service.refusals import Refusals
     from tenants.changes import Changes
+    from tenants.evidence import Evidence
     from tenants.uses import Uses
 
 USES_EVERY_S = 15.0
+EVIDENCE_EVERY_S = 10.0
 AGAIN_S = 1.0
 LAST_WORDS_S = 3.0
 """How long the end may wait for what is still to be written."""
@@ -29,11 +31,18 @@ class Upkeep:
     """Starts and ends with the gateway."""
 
     def __init__(
-        self, *, changes: Changes, uses: Uses, refusals: Refusals, key_sets: KeySets | None = None
+        self,
+        *,
+        changes: Changes,
+        uses: Uses,
+        refusals: Refusals,
+        evidence: Evidence,
+        key_sets: KeySets | None = None,
     ) -> None:
         self._changes = changes
         self._uses = uses
         self._refusals = refusals
+        self._evidence = evidence
         self._key_sets = key_sets
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -42,6 +51,7 @@ class Upkeep:
         works: dict[str, Callable[[], Awaitable[None]]] = {
             "changes": self._changes.listen,
             "uses": self._write_uses,
+            "evidence": self._write_evidence,
             "refusals": self._refusals.write,
         }
         if self._key_sets is not None:
@@ -60,11 +70,14 @@ class Upkeep:
         try:
             async with asyncio.timeout(LAST_WORDS_S):
                 await self._uses.write()
+                await self._evidence.write()
                 self._refusals.sum_up(all_of_them=True)
                 await self._refusals.write_waiting()
         except (TimeoutError, DatabaseUnavailable):
             log.error(
-                "refusals or uses could not be written before the end", action="upkeep_failed", task="close"
+                "refusals, uses or evidence could not be written before the end",
+                action="upkeep_failed",
+                task="close",
             )
 
     async def _write_uses(self) -> None:
@@ -72,6 +85,14 @@ class Upkeep:
             await asyncio.sleep(USES_EVERY_S)
             try:
                 await self._uses.write()
+            except DatabaseUnavailable:
+                continue  # kept for the next time
+
+    async def _write_evidence(self) -> None:
+        while True:
+            await asyncio.sleep(EVIDENCE_EVERY_S)
+            try:
+                await self._evidence.write()
             except DatabaseUnavailable:
                 continue  # kept for the next time
 

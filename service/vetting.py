@@ -8,6 +8,7 @@ again (`screening/recall.py`).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,8 +22,9 @@ from service.screening.judge import Rules, Side, Verdict, judge
 from service.screening.reading import OwnList
 from service.screening.signals import Findings, Looks, Signal
 from service.watch import metrics
+from tenants.adaptation import effective
 from tenants.kinds import AskModel
-from tenants.risk import Category, Mode
+from tenants.risk import Action, Category, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +44,7 @@ GREY = (0.3, 0.8)
 IN_IMAGE = "image_text"
 """Begins the rule of what was found in text that was read in an image."""
 NO_LOOKS = Looks()
+NOTHING = Verdict(Action.ALLOW, (), 0.0, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,13 @@ class Vetting:
         caller = _caller(exchange)
         with exchange.stage("clean"):
             parts, pixels = await self._look(caller, items, query, instruction)
-        rules = Rules.of(caller.policy)
+        versions = {mode: self._version(mode) for mode in Mode}
+        rules = Rules.of(
+            caller.policy,
+            lambda category, mode: effective(
+                caller.policy, caller.adapted, category, mode, detectors=versions[mode]
+            ),
+        )
         verdicts = [self._judge(part, rules) for part in parts]
         for place, part in enumerate(parts):
             if part.mode is Mode.IMAGE and _is_to_ask(caller.policy.ask_model, verdicts[place]):
@@ -110,12 +119,20 @@ class Vetting:
                 findings = replace(part.findings, signals=part.findings.signals + told)
                 parts[place] = replace(part, findings=findings)
                 verdicts[place] = self._judge(parts[place], rules)
-        screened = Screened(pixels, tuple(zip(parts, verdicts, strict=True)), rules)
+        screened = Screened(pixels, tuple(zip(parts, verdicts, strict=True)), rules, versions)
         exchange.screened = screened
         _count(screened)
         return screened
 
+    def _version(self, mode: Mode) -> str:
+        """Of all that scores such parts: with another one, what thresholds have learnt means something else."""
+        detectors = self._readers.detectors if mode is Mode.TEXT else self._screen.detectors
+        told = repr((self._tables.digest, _versions(detectors))).encode()
+        return hashlib.sha256(told).hexdigest()[:16]
+
     def _judge(self, part: Part, rules: Rules) -> Verdict:
+        if not part.findings.signals and not part.findings.failed:
+            return NOTHING
         return judge(part.findings, rules, self._tables, where=part.where, mode=part.mode, side=part.side)
 
     async def _look(
@@ -125,7 +142,7 @@ class Vetting:
         query: str | None,
         instruction: str | None,
     ) -> tuple[list[Part], dict[str, Pixels]]:
-        """The parts of which there is something to judge, by item, and the clean images by their items' `where`."""
+        """The parts, by item, and the clean images by their items' `where`."""
         pixels: dict[str, Pixels] = {}
         if all(item.image is None for item, _ in items):
             parts = await self._read_items(caller, items, query, instruction)
@@ -138,12 +155,7 @@ class Vetting:
                 raise failures.exceptions[0] from None
             seen, pixels = seeing.result()
             parts = sorted(reading.result() + seen, key=lambda part: part.item)
-        always = caller.policy.ask_model is AskModel.ALWAYS
-        return [
-            part
-            for part in parts
-            if part.findings.signals or part.findings.failed or (always and part.mode is Mode.IMAGE)
-        ], pixels
+        return parts, pixels
 
     async def _read_items(
         self,

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NewType
 from uuid import UUID
 
+from tenants.adaptation import NOTHING, Adapted
 from tenants.errors import KeyUnknown, TenantSuspended
 from tenants.kept import Kept
 from tenants.key_limits import NO_LIMITS, KeyLimits
@@ -100,6 +101,8 @@ class Caller:
     means: Means = Means.KEY
     subject: str = ""
     """Of a token its `sub`, of a certificate the name that was mapped; empty for a key."""
+    adapted: Adapted = NOTHING
+    """What the tenant's thresholds have learnt; `tenants.adaptation.effective` reads it with the policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,7 @@ class Access:
             Policy.from_json(row["policy"]),
             KeyLimits.from_json(row["limits"]),
             frozenset(map(Scope, row["scopes"])) & ROLE_SCOPES[role],
+            adapted=Adapted.from_json(row["adapted"]),
         )
 
     async def admit(self, identity: Identity, *, plane: Plane) -> Caller:
@@ -214,6 +218,7 @@ class Access:
             scopes=identity.scopes & ROLE_SCOPES[identity.role],
             means=identity.means,
             subject=identity.subject,
+            adapted=Adapted.from_json(row["adapted"]),
         )
 
     def forget(self, change: str) -> None:

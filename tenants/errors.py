@@ -10,6 +10,9 @@
     │   └── TenantSuspended
     ├── TenantNotFound · TenantExists · KeyNotFound
     ├── SessionNotFound         unknown, closed, expired, another tenant's, or no id at all: one message for all
+    ├── ReviewNotFound          no item that could be judged
+    ├── ReviewRefused           an item that nobody drew or appealed, or that is decided otherwise
+    ├── ThresholdNotFound       nothing learnt there, or no such version
     ├── RepeatDiffers           one idempotency key for two requests
     ├── RepeatUnderWay          the same request twice at the same time
     ├── InvalidName             a tenant's or key's name that we do not take
@@ -113,6 +116,18 @@ class KeyNotFound(TenancyError):
 
 class SessionNotFound(TenancyError):
     """There is no such open session."""
+
+
+class ReviewNotFound(TenancyError):
+    """There is no such item to be judged."""
+
+
+class ReviewRefused(TenancyError):
+    """This item was neither drawn nor appealed, or it is decided otherwise."""
+
+
+class ThresholdNotFound(TenancyError):
+    """Nothing was learnt there, or there is no such version."""
 
 
 class RepeatDiffers(TenancyError):

@@ -130,6 +130,10 @@ class Policy:
     ask_model: AskModel = AskModel.OFF
     lexicons: tuple[tuple[Category, tuple[str, ...]], ...] = ()
     """Category and words or phrases of the tenant's own, besides the lists that come with the service. An object."""
+    adaptive_thresholds: bool = True
+    """Whether reviewed items may move a threshold, within the bounds of `tenants.adaptation`."""
+    review_band: bool = False
+    """Whether items near their threshold are for a reviewer, whatever was decided."""
     retention_days: int = 400
     """How long entries and usage are kept."""
     remote_images: bool = False
@@ -236,7 +240,7 @@ def _faults_alone(policy: Policy) -> Iterator[Fault]:
         value = getattr(policy, name)
         if value is not None and not is_whole(value, 1, most):
             yield Fault(name, f"must be null or a whole number from 1 to {most}")
-    for name in ("keep_warm", "remote_images"):
+    for name in ("keep_warm", "adaptive_thresholds", "review_band", "remote_images"):
         if not isinstance(getattr(policy, name), bool):
             yield Fault(name, "must be true or false")
     for name, kind in _ENUMS.items():

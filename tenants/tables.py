@@ -17,7 +17,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -26,28 +25,33 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, UUID
 
-SCHEMA = "pericarp"
-metadata = MetaData(schema=SCHEMA)
+from tenants.columns import SCHEMA, metadata, time
+from tenants.threshold_tables import canary, review, threshold, threshold_change, traffic, traffic_user
 
-_NOW = text("clock_timestamp()")
+__all__ = [
+    "SCHEMA",
+    "canary",
+    "metadata",
+    "review",
+    "threshold",
+    "threshold_change",
+    "traffic",
+    "traffic_user",
+]
+
 _NEVER = text("'-infinity'")
 _EMPTY = text("'{}'")
-
-
-def _time(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
-    return Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=_NOW if default else None)
-
 
 tenant = Table(
     "tenant",
     metadata,
     Column("id", UUID, primary_key=True),
     Column("name", Text, nullable=False),
-    _time("created_at", default=True),
-    _time("suspended_at", nullable=True),
-    _time("contained_at", nullable=True),
-    _time("deleted_at", nullable=True),
-    _time("purge_after", nullable=True),
+    time("created_at", default=True),
+    time("suspended_at", nullable=True),
+    time("contained_at", nullable=True),
+    time("deleted_at", nullable=True),
+    time("purge_after", nullable=True),
     Column("audit_key", LargeBinary, comment="wrapped under the master key; null once destroyed"),
     UniqueConstraint("name", name="tenant_name_key"),
     CheckConstraint("(deleted_at is null) = (purge_after is null)", name="tenant_deleted_check"),
@@ -59,7 +63,7 @@ policy = Table(
     metadata,
     Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="policy_tenant_fkey"), nullable=False),
     Column("version", Integer, nullable=False),
-    _time("created_at", default=True),
+    time("created_at", default=True),
     Column("body", JSONB, nullable=False),
     Column("set_by", Text, nullable=False, server_default=text("''")),
     Column("set_role", Text, nullable=False, server_default=text("'operator'")),
@@ -72,7 +76,7 @@ ceiling = Table(
     metadata,
     Column("tenant_id", UUID, nullable=False),
     Column("version", Integer, nullable=False),
-    _time("created_at", default=True),
+    time("created_at", default=True),
     Column("set_by", Text, nullable=False),
     Column("set_role", Text, nullable=False),
     Column("body", JSONB, nullable=False),
@@ -87,10 +91,10 @@ key = Table(
     Column("id", Text, nullable=False),
     Column("role", Text, nullable=False),
     Column("name", Text),
-    _time("created_at", default=True),
-    _time("expires_at", nullable=True),
-    _time("revoked_at", nullable=True),
-    _time("contained_at", nullable=True),
+    time("created_at", default=True),
+    time("expires_at", nullable=True),
+    time("revoked_at", nullable=True),
+    time("contained_at", nullable=True),
     Column("kind", Text, nullable=False),
     Column("scopes", ARRAY(Text), nullable=False, server_default=_EMPTY),
     Column(
@@ -119,8 +123,8 @@ key_secret = Table(
     Column("key_id", Text, nullable=False),
     Column("digest", LargeBinary, nullable=False),
     Column("pepper_version", Integer, nullable=False),
-    _time("created_at", default=True),
-    _time("not_after", nullable=True),
+    time("created_at", default=True),
+    time("not_after", nullable=True),
     PrimaryKeyConstraint("tenant_id", "key_id", "digest", name="key_secret_pkey"),
     ForeignKeyConstraint(
         ["tenant_id", "key_id"], ["pericarp.key.tenant_id", "pericarp.key.id"], name="key_secret_key_fkey"
@@ -135,7 +139,7 @@ denied_token = Table(
     ),
     Column("issuer", Text, nullable=False),
     Column("jti", Text, nullable=False),
-    _time("denied_at", default=True),
+    time("denied_at", default=True),
     Column(
         "until",
         TIMESTAMP(timezone=True),
@@ -152,7 +156,7 @@ audit_inbox = Table(
     Column("id", UUID, nullable=False, server_default=text("gen_random_uuid()")),
     Column("request_id", UUID, nullable=False),
     Column("orphan", Boolean, nullable=False, server_default=text("false")),
-    _time("recorded_at", default=True),
+    time("recorded_at", default=True),
     Column("schema_version", Integer, nullable=False),
     Column("body", LargeBinary, nullable=False),
     PrimaryKeyConstraint("tenant_id", "id", name="audit_inbox_pkey"),
@@ -187,7 +191,7 @@ gateway = Table(
     "gateway",
     metadata,
     Column("id", UUID, nullable=False),
-    _time("lease_until"),
+    time("lease_until"),
     PrimaryKeyConstraint("id", name="gateway_pkey"),
 )
 
@@ -235,7 +239,7 @@ session = Table(
     Column("tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="session_tenant_fkey"), nullable=False),
     Column("id", Text, nullable=False),
     Column("key_id", Text, nullable=False),
-    _time("created_at", default=True),
+    time("created_at", default=True),
     Column("ttl_s", Integer, nullable=False),
     Column(
         "expires_at",
@@ -243,8 +247,8 @@ session = Table(
         nullable=False,
         comment="moves with every use, never beyond ends_at",
     ),
-    _time("ends_at"),
-    _time("last_used_at", nullable=True),
+    time("ends_at"),
+    time("last_used_at", nullable=True),
     Column("requests", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("tenant_id", "id", name="session_pkey"),
     CheckConstraint("ttl_s > 0", name="session_ttl_check"),
@@ -265,8 +269,8 @@ repeat = Table(
         comment="wrapped under the master key: it may hold a new key's text",
     ),
     Column("receipt", UUID),
-    _time("created_at", default=True),
-    _time("expires_at"),
+    time("created_at", default=True),
+    time("expires_at"),
     PrimaryKeyConstraint("tenant_id", "key_id", "idempotency_key", name="repeat_pkey"),
     Index("repeat_expires", "expires_at"),
 )
@@ -279,8 +283,8 @@ worker = Table(
     Column("pid", Integer, nullable=False),
     Column("running", Integer, nullable=False),
     Column("jobs", BigInteger, nullable=False),
-    _time("since"),
-    _time("reported_at", default=True),
+    time("since"),
+    time("reported_at", default=True),
     PrimaryKeyConstraint("tenant_id", "gateway", "pid", name="worker_pkey"),
     Index("worker_gateway", "gateway"),
     Index("worker_reported", "reported_at"),

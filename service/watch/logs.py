@@ -36,6 +36,7 @@ ACTIONS = frozenset(
         "sweep_failed",
         "contained",
         "tenant_purged",
+        "thresholds_stepped",
         "upkeep_failed",
         "key_leaked",
         "issuer_keys",

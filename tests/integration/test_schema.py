@@ -173,7 +173,7 @@ async def test_functions_with_the_owners_rights_have_a_fixed_path_and_are_not_pu
         assert function["proconfig"] == ["search_path=pg_catalog, pg_temp"], function["proname"]
         assert not function["public"], function["proname"]
     assert {row["proname"] for row in functions if row["app"]} == {
-        *("find_tenant", "page_tenants", "due_purges", "purge_tenant", "list_workers")
+        *("find_tenant", "page_tenants", "due_purges", "purge_tenant", "list_workers", "due_thresholds")
     }
 
 

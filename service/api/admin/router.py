@@ -11,6 +11,7 @@ from service.api.admin.keys import build_keys_router
 from service.api.admin.live import build_live_router
 from service.api.admin.policies import build_policies_router
 from service.api.admin.tenants import build_tenants_router
+from service.api.admin.thresholds import build_thresholds_router
 
 if TYPE_CHECKING:
     from service.bindings import Bindings
@@ -60,6 +61,15 @@ def build_admin_router(
             sessions=desk.sessions,
             bindings=bindings,
             presences=desk.presences,
+        )
+    )
+    router.include_router(
+        build_thresholds_router(
+            entrance=entrance,
+            adapting=desk.adapting,
+            reviews=desk.reviews,
+            thresholds=desk.thresholds,
+            canaries=desk.canaries,
         )
     )
     return router
