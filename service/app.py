@@ -27,6 +27,7 @@ from service.api.dialects import DIALECTS
 from service.api.door import Door
 from service.api.identify import Identify
 from service.api.leaks import build_leaks_router
+from service.api.moderations import ModerationRequest, build_moderations_router
 from service.api.ranking import build_ranking_router
 from service.api.schemas import SessionRequest
 from service.api.search import build_router
@@ -43,6 +44,7 @@ from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, 
 from service.key_sets import KeySets
 from service.leaks import Leaks
 from service.ledger import Ledger
+from service.moderation import Moderation
 from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
@@ -242,6 +244,8 @@ def create_app(
             ledger=ledger, sessions=sessions, bindings=bindings, deadline_s=settings.deadline_s
         )
     )
+    moderation = Moderation(ledger=ledger, vetting=vetting, deadline_s=settings.deadline_s)
+    app.include_router(build_moderations_router(moderation=moderation, deadline_s=settings.deadline_s))
     app.include_router(build_usage_router(quotas=quotas))
     app.include_router(
         build_leaks_router(
@@ -350,7 +354,7 @@ def _document(app: FastAPI) -> None:
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
             bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
-            bodies += [SessionRequest, *BODIES]
+            bodies += [ModerationRequest, SessionRequest, *BODIES]
             for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}

@@ -98,6 +98,19 @@ class Ledger:
         entry_id = await self.quotas.settle(hold, entry, tokens=ranking.input_tokens)
         await self._recorded(exchange, entry_id)
 
+    async def settle_screened(self, exchange: Exchange, hold: Hold, ask: Ask) -> None:
+        """Free the slot and write what was measured, in one transaction: for what is screened and not ranked."""
+        entry = await self._entry(
+            exchange,
+            Decision.ANSWERED,
+            code="ok",
+            status=200,
+            ask=ask,
+            stages_ms=exchange.stages_ms,
+            shadowed=hold.shadowed,
+        )
+        await self._recorded(exchange, await self.quotas.settle(hold, entry, tokens=0))
+
     async def settle_refused(self, exchange: Exchange, hold: Hold, ask: Ask, trouble: Trouble) -> None:
         """Free the slot and write why there is no answer.
 

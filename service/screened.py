@@ -35,6 +35,8 @@ class Part:
     mode: Mode
     side: Side
     findings: Findings
+    in_image: bool = False
+    """A text that was read in an image: it is judged as a text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,12 +94,14 @@ class Vetting:
         left_s: Callable[[], float],
         query: str | None = None,
         instruction: str | None = None,
+        flags_only: bool = False,
     ) -> Screened:
         """A verdict on each text and image; nothing is refused yet. The exchange keeps what was decided.
 
-        `query` is what the texts are to be ranked by; an `instruction` is judged with the first item. Raises
-        `ImageRejected` with the field of the image, `ScreeningLost` and, where the model is asked, what `Fleet.score`
-        raises, each of its questions having until `left_s()` seconds from when it is put.
+        With `flags_only` no action is harder than to flag. `query` is what the texts are to be ranked by; an
+        `instruction` is judged with the first item. Raises `ImageRejected` with the field of the image, `ScreeningLost`
+        and, where the model is asked, what `Fleet.score` raises, each of its questions having until `left_s()` seconds
+        from when it is put.
         """
         caller = _caller(exchange)
         with exchange.stage("clean"):
@@ -111,6 +113,8 @@ class Vetting:
                 caller.policy, caller.adapted, category, mode, detectors=versions[mode]
             ),
         )
+        if flags_only:
+            rules = rules.told_only()
         verdicts = [self._judge(part, rules) for part in parts]
         for place, part in enumerate(parts):
             if part.mode is Mode.IMAGE and _is_to_ask(caller.policy.ask_model, verdicts[place]):
@@ -194,7 +198,8 @@ class Vetting:
             where = item.image_where or item.where
             parts.append(Part(place, where, Mode.IMAGE, side, each.findings))
             if text:
-                parts.append(Part(place, where, Mode.TEXT, side, _in_image(next(found))))
+                read_there = _in_image(next(found))
+                parts.append(Part(place, where, Mode.TEXT, side, read_there, in_image=True))
         return parts, pixels
 
     async def _read(self, caller: Caller, texts: Sequence[str], query: str | None) -> list[Findings]:

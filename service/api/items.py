@@ -129,7 +129,7 @@ def name_of(location: tuple[int | str, ...]) -> str:
     """`("documents", 3, "object", "image")` is `documents[3].image`: the tags of unions are ours, not the caller's."""
     field = ""
     for before, part in zip((None, *location), location, strict=False):
-        if before == "query" or (isinstance(before, int) and isinstance(part, str)):
+        if before in ("query", "input") or (isinstance(before, int) and isinstance(part, str)):
             continue
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
     return field if len(field) <= REPEATED_CHARACTERS else f"{field[:REPEATED_CHARACTERS]}…"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -87,6 +87,11 @@ class Rules:
             policy.mode.threshold,
             policy.refuses_missing_detectors,
         )
+
+    def told_only(self) -> Rules:
+        """The same thresholds, where nothing is done but telling."""
+        actions = {name: min(action, Action.FLAG, key=ORDER.index) for name, action in self.actions.items()}
+        return replace(self, actions=actions, refuses_missing=False)
 
 
 @dataclass(frozen=True, slots=True)

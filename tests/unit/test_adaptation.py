@@ -95,7 +95,7 @@ def test_bounds_lie_within_all_that_is_promised(
 def test_no_stored_number_takes_a_threshold_out_of_its_bounds(
     anchor: float, place: tuple[Category, Mode], stored: float, learnt_from: float, most: float
 ) -> None:
-    policy = Policy(risk_thresholds=((place[0].value, anchor),))
+    policy = Policy(risk_thresholds=((place[0], anchor),))
     adapted = Adapted({place: Learnt(stored, learnt_from, "a")}, most)
     threshold = effective(policy, adapted, *place)
     limits = bounds(anchor, *place, most=most)
@@ -110,7 +110,7 @@ def test_what_was_learnt_holds_for_its_own_anchor_mode_and_detectors_alone() -> 
     assert effective(policy, adapted, Category.HATE, Mode.IMAGE) == 0.6
     assert effective(policy, NOTHING, *HATE) == 0.6
     assert effective(replace(policy, adaptive_thresholds=False), adapted, *HATE) == 0.6
-    assert effective(replace(policy, risk_thresholds=(("hate", 0.7),)), adapted, *HATE) == 0.7
+    assert effective(replace(policy, risk_thresholds=((Category.HATE, 0.7),)), adapted, *HATE) == 0.7
 
 
 def test_what_a_callers_row_says_is_read_as_it_was_learnt() -> None:

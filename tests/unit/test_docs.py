@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from service.__main__ import app
-from service.api import items, schemas
+from service.api import items, moderations, schemas
 from service.api.admin import shapes
 from service.api.dialects import DIALECTS
 from service.api.door import OPEN_PATHS
@@ -94,7 +94,7 @@ def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> 
     sorted(
         {path for path in OPEN_PATHS if "." not in path}
         | {path for dialect in DIALECTS for path in dialect.paths}
-        | {"/v1/models", "/v1/usage", "/metrics", *SESSIONS}
+        | {"/v1/models", "/v1/moderations", "/v1/usage", "/metrics", *SESSIONS}
     ),
 )
 def test_every_path_stands_in_the_api_page(path: str) -> None:
@@ -154,6 +154,7 @@ def test_every_field_of_an_administrators_answer_stands_in_its_page(shape: type[
         *items.TextAndImage.model_fields,
         *items.Content.model_fields,
         *schemas.SessionRequest.model_fields,
+        *moderations.ModerationRequest.model_fields,
     ],
 )
 def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
@@ -172,6 +173,9 @@ def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
         schemas.SessionUse,
         schemas.SessionAnswer,
         schemas.OpenSessions,
+        schemas.ScreenedItem,
+        moderations.ModerationAnswer,
+        moderations.ModerationResult,
         UsageAnswer,
         Used,
         LimitState,
