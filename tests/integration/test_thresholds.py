@@ -233,7 +233,7 @@ async def test_stopped_items_can_be_appealed_and_some_of_all_are_drawn(
 
 async def undrawn(bench: Bench, tenant: TenantId) -> Place:
     """A stopped item that nobody drew."""
-    evidence = Evidence(bench.database, clock=bench.clock, draw=lambda: 1.0)
+    evidence = Evidence(bench.database, clock=bench.clock, draw=lambda: 0.999)
     entry = uuid.uuid4()
     measures = [Measure(Category.HATE, 0.9, 0.6)]
     evidence.note(tenant, [Screened(entry, "query", Mode.TEXT, "user", DETECTORS, measures)])
