@@ -15,18 +15,24 @@ from sqlalchemy.exc import DBAPIError
 
 from tenants.access import Access, Caller, Role, TenantId
 from tenants.audit import Audit, Decision, Entry
+from tenants.canaries import Canaries, Canary
 from tenants.ceiling import Ceiling
 from tenants.database import Database
 from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.errors import KeyNotFound, QuotaExceeded, SessionNotFound
+from tenants.evidence import Evidence, Measure, Screened
 from tenants.keys import Key
+from tenants.policies import Setter
 from tenants.policy import Policy
 from tenants.presence import Presence, Presences
 from tenants.quotas import Hold, Quotas
 from tenants.repeats import Kept, Repeats
+from tenants.reviews import Place, Reviews, Verdict
+from tenants.risk import Category, Mode
 from tenants.sessions import Session, Sessions, make_session_id
 from tenants.tables import metadata
+from tenants.thresholds import Thresholds
 from tests.integration.conftest import MakeCaller
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +57,7 @@ class Resident:
 
 @pytest.fixture
 async def residents(
+    database: Database,
     directory: Directory,
     quotas: Quotas,
     audit: Audit,
@@ -73,12 +80,29 @@ async def residents(
         await denials.deny(caller.tenant, "jwt:test", str(uuid.uuid4()))
         await presences.report(uuid.uuid4(), [Presence(str(caller.tenant), 1, 0, 0, 0.0)])
         await repeats.keep(caller.tenant, caller.key_id, "once", bytes(32), Kept(b"{}", None))
+        await learn(database, directory, caller.tenant)
         return Resident(caller, key, hold, receipt, session)
 
     first, second = await settle_in(), await settle_in()
     yield first, second
     for resident in (first, second):
         await quotas.release(resident.hold)
+
+
+async def learn(database: Database, directory: Directory, tenant: TenantId) -> None:
+    """A threshold that was moved and rolled back, with what it learnt from."""
+    place = Place(uuid.uuid4(), "query", Category.HATE, Mode.TEXT)
+    evidence, reviews = Evidence(database), Reviews(database)
+    measures = [Measure(place.category, 0.9, 0.6, for_review=True)]
+    evidence.note(tenant, [Screened(place.entry_id, place.item, place.mode, "user", "1", measures)])
+    await evidence.write()
+    await reviews.decide(tenant, place, Verdict.HARMFUL, by=Setter())
+    thresholds = Thresholds(database, directory.policies)
+    await thresholds.tighten(tenant, place.category, place.mode)
+    async with database.transaction(tenant) as connection:
+        await connection.execute(text("update pericarp.threshold set threshold = 0.55"))
+    await thresholds.roll_back(tenant, place.category, place.mode, by=Setter())
+    await Canaries(database).set(tenant, [Canary(place.category, place.mode, "fixed", 0.9, "1")])
 
 
 @pytest.fixture
@@ -156,6 +180,15 @@ async def test_a_bound_transaction_sees_its_own_rows_alone(
         "insert into pericarp.audit_inbox (tenant_id, request_id, schema_version, body)"
         " values (:other, gen_random_uuid(), 1, '{}')",
         "insert into pericarp.denied_token (tenant_id, issuer, jti, until) values (:other, 'i', 'j', now())",
+        "insert into pericarp.threshold (tenant_id, category, mode, threshold, anchor, day, day_began_at, stepped_on)"
+        " values (:other, 'gore', 'text', 0.5, 0.5, now(), 0.5, now())",
+        "insert into pericarp.threshold_change (tenant_id, category, mode, version, before, after, anchor, reason,"
+        " evidence, set_by, set_role) values (:other, 'gore', 'text', 9, 0.5, 0.5, 0.5, '', '{}', '', '')",
+        "insert into pericarp.review (tenant_id, entry_id, item, category, mode, score, stopped, end_user, detectors,"
+        " day) values (:other, gen_random_uuid(), 'query', 'gore', 'text', 1, true, '', '', now())",
+        "insert into pericarp.traffic_user (tenant_id, day, mode, end_user, items) values (:other, now(), 'text', '', 1)",
+        "insert into pericarp.canary (tenant_id, category, mode, name, detectors, score)"
+        " values (:other, 'gore', 'text', 'x', '', 1)",
     ],
 )
 async def test_nothing_is_written_for_another_tenant(
@@ -182,6 +215,12 @@ async def test_nothing_is_written_for_another_tenant(
         "denied_token",
         "repeat",
         "worker",
+        "threshold",
+        "threshold_change",
+        "review",
+        "traffic",
+        "traffic_user",
+        "canary",
     ],
 )
 async def test_no_row_moves_to_another_tenant(
