@@ -91,7 +91,7 @@ class Lexicon:
             for pattern in _word_patterns(skeleton(term.text), term.open_end)
         )
         self._runs = Automaton(_run_patterns(latin))
-        self._hanzi = Automaton((term.text.replace(" ", ""), i, term) for i, term in hanzi)
+        self._hanzi = Automaton((term.text, i, term) for i, term in hanzi)
         self.digest = _digest(lists)
 
     @classmethod

@@ -7,7 +7,9 @@
     [severe]                     clear by itself, and counts for two signals
     [strong]                     likely meant
     [weak]                       may be meant; two different ones say a little more
-    [benign]                     longer phrases that hold a term and mean nothing: "pipe bomb squad"
+    [benign]                     longer phrases that hold a term and mean nothing: bomb squad
+
+    make|build a|_ pipe-bomb     one of each: make a pipe bomb, make pipe bomb, build a ...; `_` is nothing
 
 A term of Latin letters is found as whole words, in any spacing and punctuation; `*` at its end stands for any
 ending of its last word. A term of hanzi is found anywhere. Terms are folded as texts are (`folding`), so a list
@@ -20,9 +22,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import product
 from pathlib import Path
 
 from service.screening.text.folding import fold
+from service.screening.text.views import PHRASE_WORDS
 from tenants.risk import Category
 
 FOLDER = Path(__file__).with_name("lexicons")
@@ -94,10 +98,10 @@ def read_list(name: str, text: str) -> TermList:
         elif line:
             if level is None:
                 raise ValueError(f"Line {number}: a term stands before the first section.")
-            term = _term(line, level, number)
-            terms[term.text] = term
-            if len(terms) > MAX_TERMS:
-                raise ValueError(f"A list holds at most {MAX_TERMS:,} terms.")
+            for term in _terms(line, level, number):
+                terms[term.text] = term
+                if len(terms) > MAX_TERMS:
+                    raise ValueError(f"A list holds at most {MAX_TERMS:,} terms.")
     if missing := [header for header in _HEADERS if not headers.get(header)]:
         raise ValueError(f"The list does not say its {', '.join(missing)}.")
     return TermList(
@@ -120,10 +124,21 @@ def _files() -> Iterator[TermList]:
         yield read_list(path.stem, path.read_text("utf-8"))
 
 
-def _term(line: str, level: Level, number: int) -> Term:
-    if len(line) > MAX_TERM_CHARACTERS:
+def _terms(line: str, level: Level, number: int) -> Iterator[Term]:
+    """All terms that a line stands for, one after the other: a line of many choices is never held whole."""
+    choices = [choice.split("|") for choice in line.split()]
+    for chosen in product(*choices):
+        yield _term(" ".join(word for word in chosen if word != "_"), level, number)
+
+
+def _term(written: str, level: Level, number: int) -> Term:
+    if len(written) > MAX_TERM_CHARACTERS:
         raise ValueError(f"Line {number}: a term has at most {MAX_TERM_CHARACTERS} characters.")
-    text = " ".join(_WORD.findall(fold(line).text))
+    text = " ".join(_WORD.findall(fold(written).text))
+    if not text.isascii():
+        text = text.replace(" ", "")
     if len(text) < 2:
         raise ValueError(f"Line {number}: a term has at least two letters.")
-    return Term(text, level, line.endswith("*"))
+    if text.count(" ") >= PHRASE_WORDS:
+        raise ValueError(f"Line {number}: a term has at most {PHRASE_WORDS} words.")
+    return Term(text, level, written.endswith("*"))
