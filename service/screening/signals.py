@@ -35,6 +35,10 @@ class Findings:
     """Detectors that should have run and could not."""
 
 
+IMAGE_DETECTORS = ("skin", "open_nsfw", "image_safety", "ocr")
+"""Ours that look at images. No head and no plugin may take their names."""
+
+
 class ImageText(StrEnum):
     """Whether text that stands in an image is read."""
 
