@@ -35,6 +35,10 @@ class Findings:
     """Detectors that should have run and could not."""
 
 
+IMAGE_DETECTORS = ("skin", "open_nsfw", "image_safety", "ocr")
+"""Ours that look at images. No head and no plugin may take their names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Looks:
     """What to look for in an image. By default nothing: it is decoded, and that is all that it costs."""
