@@ -168,21 +168,17 @@ class Vetting:
         query: str | None,
         instruction: str | None,
     ) -> list[Part]:
-        """The items' texts. A query is not compared with itself, and an instruction is there to speak of ranking."""
+        """The items' texts. An instruction is there to speak of ranking."""
         texts = [(place, item, side, item.text) for place, (item, side) in enumerate(items) if item.text]
-        own = [each for each in texts if query is None or each[3] == query]
-        others = [] if query is None else [each for each in texts if each[3] != query]
-        wanted = [text for *_, text in own] + ([instruction] if instruction else [])
-        found = await self._read(caller, wanted, None)
-        found_in_others = await self._read(caller, [text for *_, text in others], query)
+        wanted = [text for *_, text in texts] + ([instruction] if instruction else [])
+        found = await self._read(caller, wanted, query)
         parts = [
             Part(place, item.where, Mode.TEXT, side, each)
-            for texts_there, finds in ((own, found), (others, found_in_others))
-            for (place, item, side, _), each in zip(texts_there, finds, strict=False)
+            for (place, item, side, _), each in zip(texts, found, strict=False)
         ]
         if instruction:
             findings = _without(found[-1], Category.INJECTION)
-            parts.append(Part(0, "instruction", Mode.TEXT, Side.QUERY, findings))
+            parts.insert(0, Part(0, "instruction", Mode.TEXT, Side.QUERY, findings))
         return parts
 
     async def _see_items(

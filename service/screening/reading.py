@@ -47,7 +47,7 @@ class OwnList:
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """Read these texts, which are to be ranked by `query` where there is one."""
+    """Read these texts, which are to be ranked by `query` where there is one; it may be among them."""
 
     id: int
     texts: tuple[str, ...] = field(repr=False)
@@ -116,7 +116,13 @@ def answer(message: object, shelf: Shelf) -> ReadReply | Failure:
         reader = shelf.reader(message.lists)
     except ValueError:
         return ReadReply(message.id, (Findings(failed=("lexicon",)),) * len(message.texts))
-    return ReadReply(message.id, reader.read(message.texts, query=message.query))
+    others = tuple(text for text in message.texts if text != message.query)
+    found = iter(reader.read(others, query=message.query))
+    # A query is not compared with itself: of course it is stuffed with its own words.
+    of_query = reader.read((message.query,)) if len(others) < len(message.texts) and message.query else ()
+    return ReadReply(
+        message.id, tuple(of_query[0] if text == message.query else next(found) for text in message.texts)
+    )
 
 
 def term_list(own: OwnList) -> TermList:
