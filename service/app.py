@@ -46,6 +46,7 @@ from service.ledger import Ledger
 from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
+from service.screening.messages import Equipment
 from service.screening.pool import Screen
 from service.upkeep import Upkeep
 from service.watch.logs import get_logger, where_it_broke
@@ -132,6 +133,12 @@ def create_app(
         ),
         children=settings.screeners,
         timeout_s=settings.screening_s,
+        equipment=Equipment(
+            nets=settings.image_nets,
+            text=settings.image_text,
+            heads=str(settings.image_heads.resolve()) if settings.image_heads else None,
+            plugins=settings.image_plugins,
+        ),
         told=_hear,
     )
     serving = fleet or LocalFleet(

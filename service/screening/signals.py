@@ -35,7 +35,9 @@ class Findings:
     """Detectors that should have run and could not."""
 
 
-IMAGE_DETECTORS = ("skin", "open_nsfw", "image_safety", "ocr")
+RISK_DETECTORS = ("skin", "open_nsfw", "image_safety")
+"""Ours that are asked about an image's risk; each gives a signal or has failed."""
+IMAGE_DETECTORS = (*RISK_DETECTORS, "ocr")
 """Ours that look at images. No head and no plugin may take their names."""
 
 
@@ -44,9 +46,10 @@ class ImageText(StrEnum):
 
     OFF = "off"
     GATED = "gated"
-    """Where edges say that there may be text."""
+    """Where edges say that there may be text; of a page full of it, the largest lines."""
     STRICT = "strict"
-    """In every image, and once more with its contrast stretched, for text that is all but invisible."""
+    """In every image, and once more with its contrast stretched, for text that is all but invisible. Where there is too
+    much to read, `ocr` has failed."""
 
 
 @dataclass(frozen=True, slots=True)
