@@ -48,6 +48,7 @@ from service.moderation import Moderation
 from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
+from service.screening.messages import Equipment
 from service.screening.pool import Screen
 from service.screening.readers import Readers
 from service.screening.recall import Recall
@@ -148,6 +149,12 @@ def create_app(
         ),
         children=settings.screeners,
         timeout_s=settings.screening_s,
+        equipment=Equipment(
+            nets=settings.image_nets,
+            text=settings.image_text,
+            heads=str(settings.image_heads.resolve()) if settings.image_heads else None,
+            plugins=settings.image_plugins,
+        ),
         told=_hear,
     )
     readers = Readers(timeout_s=settings.screening_s, told=_hear)

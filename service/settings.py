@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic import DirectoryPath, Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import DEMO
@@ -83,6 +83,24 @@ class Settings(BaseSettings):
     screening_s: float = Field(
         10.0, gt=0, description="Seconds one image may take to decode; then it is refused."
     )
+    image_nets: bool = Field(
+        True,
+        description="Screening processes load the two networks for nudity and gore (about 180 MB each); `false`: where"
+        " a policy asks for them, they count as failed.",
+    )
+    image_text: bool = Field(
+        True,
+        description="Screening processes load the two networks that read text in images (about 170 MB each); `false`:"
+        " where a policy asks for them, they count as failed.",
+    )
+    image_heads: DirectoryPath | None = Field(
+        None,
+        description="Folder of linear classifiers of your own (`*.safetensors`) over open_nsfw's features.",
+    )
+    image_plugins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Image detectors of other packages, by the names of their entry points, separated by commas.",
+    )
     body_limit_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest request body.")
     image_limit_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="Largest encoded image.")
     image_limit_pixels: int = Field(
@@ -137,7 +155,7 @@ class Settings(BaseSettings):
         """The model's name as callers see it: of a folder its last part, for no answer holds a path."""
         return Path(self.model).resolve().name if self.model != DEMO and self.model_is_local else self.model
 
-    @field_validator("model_aliases", mode="before")
+    @field_validator("model_aliases", "image_plugins", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if not isinstance(value, str):

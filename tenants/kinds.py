@@ -48,9 +48,10 @@ class ImageText(StrEnum):
 
     OFF = "off"
     GATED = "gated"
-    """Where the image looks as if there were any."""
+    """Where edges say that there may be text; of a page full of it, the largest lines."""
     STRICT = "strict"
-    """In every image, and in a copy of it whose contrast is raised."""
+    """In every image, and once more with its contrast stretched, for text that is all but invisible. Where there is too
+    much to read, its detector has failed."""
 
 
 class AskModel(StrEnum):

@@ -1,6 +1,6 @@
-"""The process that touches untrusted bytes: a file in, pixels out. Started by `pool.py` as `python -m`.
+"""The process that touches untrusted bytes: a file in, pixels and findings out. Started by `pool.py` as `python -m`.
 
-It reads everything it will ever need, decodes one picture of each format, then locks itself in: another user
+It reads everything it will ever need (networks too), decodes one picture of each format, then locks itself in: another user
 where it was root, no new privileges, bounded memory, and no new file descriptor of any kind, so neither a
 file nor a socket. Time is the gateway's to limit, by killing. It never logs what it was sent.
 """
@@ -13,21 +13,29 @@ import os
 import resource
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from models import Pixels
 from service.errors import ImageRejected
 from service.processes.parent import Parent, name_process
 from service.processes.sandbox import Confinement, Measure, confine
-from service.processes.wire import Failure, Hello
+from service.processes.wire import Detector, Failure, Hello
 from service.screening import ImageLimits
-from service.screening.messages import CleanReply, CleanRequest, Rejected, vocabulary
+from service.screening.messages import CleanReply, CleanRequest, Equipment, Rejected, vocabulary
 from service.screening.pixels import DecoderRefused, clean_image, decode, prepare
+from service.screening.signals import IMAGE_DETECTORS, Findings, Looks
 from service.screening.structure import walk
+
+if TYPE_CHECKING:
+    from service.screening.equipment import Eyes
 
 SCREENER_UID = 64_791
 """A user of its own, in a range that no distribution hands out."""
 
-ADDRESS_SPACE_BYTES = 1024 * 1024 * 1024
-"""Room for 40 million pixels as a progressive 4:4:4 JPEG: 240 MB of coefficients, twice 160 MB of pixels."""
+DECODING_BYTES = 896 * 1024 * 1024
+"""Address space beside what is loaded: room for 40 million pixels as a progressive 4:4:4 JPEG, which takes 240 MB of
+coefficients and twice 160 MB of pixels."""
 
 WARM_UPS = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQc1tdhbWGkJ6jq62r"
@@ -39,31 +47,36 @@ WARM_UPS = (
 )
 """A red square of 8 × 8 as JPEG, PNG with alpha, and WebP."""
 
+BLIND = tuple(Detector(name, active=False) for name in IMAGE_DETECTORS)
+"""What a child without equipment looks with."""
+
 WARM_UP_LIMITS = ImageLimits(bytes=4096, pixels=4096, side=64, aspect=1, frames=1)
 
 
 def main(arguments: list[str]) -> None:
-    """`fd parent_pid` and the five limits, in the order of `ImageLimits`."""
-    fd, parent_pid, *numbers = (int(argument) for argument in arguments)
+    """`fd parent_pid`, the five limits in the order of `ImageLimits`, and the equipment where there is any."""
+    fd, parent_pid, *numbers = (int(argument) for argument in arguments[:7])
     limits = ImageLimits(*numbers)
     parent = Parent(fd, parent_pid, vocabulary(limits))
     name_process("screener")
     _warm_up()
+    eyes = _equip(arguments[7]) if len(arguments) > 7 else None
     prepare(limits)
     measures = _lock()
     parent.follow_to_death()
     gc.freeze()
-    parent.send(Hello(pid=os.getpid(), sandbox=measures))
+    parent.send(Hello(pid=os.getpid(), sandbox=measures, detectors=eyes.detectors if eyes else BLIND))
     while True:
-        parent.send(answer(parent.receive(), limits))
+        parent.send(answer(parent.receive(), limits, eyes))
 
 
-def answer(message: object, limits: ImageLimits) -> CleanReply | Rejected | Failure:
+def answer(message: object, limits: ImageLimits, eyes: Eyes | None = None) -> CleanReply | Rejected | Failure:
     """What to say to one message. Whatever goes wrong with an image is a `Rejected`."""
     if not isinstance(message, CleanRequest):
         return Failure(getattr(message, "id", 0), "not_asked")
     try:
         cleaned = clean_image(message.image, limits)
+        findings, text = _look(cleaned.pixels, message.looks, eyes)
     except ImageRejected as exc:
         limit = exc.limit if isinstance(exc.limit, int) else None
         return Rejected(
@@ -81,9 +94,30 @@ def answer(message: object, limits: ImageLimits) -> CleanReply | Rejected | Fail
         cleaned.format,
         cleaned.metadata,
         cleaned.trailing_bytes,
-        cleaned.findings,
-        cleaned.text,
+        findings,
+        text,
     )
+
+
+def _look(pixels: Pixels, looks: Looks, eyes: Eyes | None) -> tuple[Findings, tuple[str, ...]]:
+    if eyes is not None:
+        return eyes.look(pixels, looks) if looks != Looks() else (Findings(), ())
+    *risk, text = IMAGE_DETECTORS
+    return Findings(failed=(*(risk if looks.risk else ()), *((text,) if looks.text != "off" else ()))), ()
+
+
+def _equip(argument: str) -> Eyes:
+    """Load what looks at images. It is imported only here: a child without it starts in a third of the time."""
+    from service.screening.equipment import Eyes
+    from service.screening.heads import BadHead
+    from service.screening.plugins import BadPlugin
+
+    try:
+        eyes = Eyes(Equipment.from_argument(argument))
+    except (BadHead, BadPlugin) as exc:
+        sys.exit(f"not started: {exc}")
+    eyes.warm_up()
+    return eyes
 
 
 def _warm_up() -> None:
@@ -100,8 +134,16 @@ def _lock() -> tuple[Measure, ...]:
     no_writes = Measure("file_size", resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0), "0")
     return (
         no_writes,
-        *confine(Confinement(uid=SCREENER_UID, open_files=0, address_space_bytes=ADDRESS_SPACE_BYTES)),
+        *confine(Confinement(uid=SCREENER_UID, open_files=0, address_space_bytes=_address_space_bytes())),
     )
+
+
+def _address_space_bytes() -> int:
+    """What is loaded, and room to decode in."""
+    pages = int(
+        Path("/proc/self/statm").read_text().split()[0]
+    )  # proc(5): the whole program size comes first
+    return pages * resource.getpagesize() + DECODING_BYTES
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@ checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 
 from models import Pixels
 from service.processes.wire import COMMON, Limits, Vocabulary
@@ -13,6 +14,28 @@ from service.screening.signals import Findings, Looks
 
 SPARE_BYTES = 64 * 1024
 MAX_TEXT_CHARACTERS = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What a child loads to look at images with, besides what measures skin. It is an argument of the child's."""
+
+    nets: bool = True
+    """The two networks for nudity and gore."""
+    text: bool = True
+    """The two networks that read text."""
+    heads: str | None = None
+    """A folder of linear classifiers."""
+    plugins: tuple[str, ...] = ()
+    """Entry points of the group `pericarp.image_detectors`, by name."""
+
+    def to_argument(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_argument(cls, argument: str) -> Equipment:
+        fields = json.loads(argument)
+        return cls(**{**fields, "plugins": tuple(fields["plugins"])})
 
 
 @dataclass(frozen=True, slots=True)

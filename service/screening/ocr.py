@@ -10,6 +10,7 @@ What is read is untrusted text like any other, and goes through the same rules.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -43,6 +44,11 @@ LEAST_SIDE = 3.0
 MOST_LINES = 64
 
 LINE_HEIGHT, LEAST_WIDTH, MOST_WIDTH = 48, 48, 1600
+MOST_COLUMNS = 16_000
+"""Width of all lines that are read, at `LINE_HEIGHT`: fifty of forty letters, about a second. A page in small print has
+more, and is read in part."""
+MOST_TURNED = 12
+"""Lines that are read the other way up as well."""
 LINES_IN_RUN = 2
 """More at a time take more memory, and on one thread no less time."""
 LEAST_CONFIDENCE, SURE = 0.5, 0.85
@@ -58,6 +64,14 @@ STRETCH, STRETCH_SIGMA = 12.0, 15.0
 """In the stretched copy, differences to the surroundings count so many times."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Lines of text, from top to bottom, and whether they are all that was found."""
+
+    lines: tuple[str, ...]
+    whole: bool
+
+
 class TextReader:
     """Reads text in pictures. Raises NetMissing where a file is not there. Not for several threads."""
 
@@ -69,42 +83,54 @@ class TextReader:
         listed = self._recognition.get_modelmeta().custom_metadata_map["character"].splitlines()
         self._characters = ["", *listed, " "]  # 0 is CTC's blank
 
-    def read(self, picture: RGB, *, strict: bool) -> tuple[str, ...]:
-        """Lines of text in a picture, uint8 [height, width, 3], from top to bottom; at most 64. Raises NetFailed.
+    def read(self, picture: RGB, *, strict: bool) -> Reading:
+        """The text in a picture, uint8 [height, width, 3]. Raises NetFailed.
 
         Without `strict`, a picture with hardly an edge is not looked at; with it, every picture is, and once more
         with its contrast stretched, for text that all but has the colour of its ground.
         """
+        if not strict and not has_edges(picture):
+            return Reading((), whole=True)
+        readings = [self._read(picture)]
         if strict:
-            lines = [*self._lines(picture), *self._lines(stretch(picture))]
-        elif has_edges(picture):
-            lines = self._lines(picture)
-        else:
-            lines = []
-        return tuple(dict.fromkeys(lines))[:MOST_LINES]
+            readings.append(self._read(stretch(picture)))
+        lines = [line for reading in readings for line in reading.lines]
+        return Reading(tuple(dict.fromkeys(lines)), whole=all(reading.whole for reading in readings))
 
     def warm_up(self) -> None:
         """Take the memory that a page full of text needs."""
         self._mark(np.zeros((DETECTION_SIDE, DETECTION_SIDE, 3), np.uint8))
         self._recognise([np.zeros((LINE_HEIGHT, MOST_WIDTH, 3), np.uint8)] * LINES_IN_RUN)
 
-    def _lines(self, picture: RGB) -> list[str]:
+    def _read(self, picture: RGB) -> Reading:
+        """Largest lines first, as far as `MOST_COLUMNS` go; given from top to bottom."""
         boxes = self._boxes(picture)
-        crops = [_cut(picture, box) for box in boxes]
-        # Similar widths go through the network together, for all are padded to the widest.
-        order = sorted(range(len(crops)), key=lambda index: crops[index].shape[1] / crops[index].shape[0])
+        lines = [piece for box in boxes for piece in _pieces(_cut(picture, box))]
+        left = MOST_COLUMNS
         read: dict[int, tuple[str, float]] = {}
-        for indices in _batches(order):
-            read |= zip(indices, self._recognise([crops[index] for index in indices]), strict=True)
-        doubtful = [index for index in order if read[index][1] < SURE]
+        # Similar widths go through the network together, for all are padded to the widest.
+        order = sorted(range(len(lines)), key=lambda index: -lines[index].shape[0])
+        affordable = []
+        for index in order:
+            left -= _width(lines[index])
+            if left < 0:
+                break
+            affordable.append(index)
+        for indices in _batches(sorted(affordable, key=lambda index: _width(lines[index]))):
+            read |= zip(indices, self._recognise([lines[index] for index in indices]), strict=True)
+        doubtful = [index for index in affordable if read[index][1] < SURE][:MOST_TURNED]
         for indices in _batches(doubtful):  # upside down, perhaps
-            turned = self._recognise([np.rot90(crops[index], 2) for index in indices])
+            turned = self._recognise([np.rot90(lines[index], 2) for index in indices])
             for index, other in zip(indices, turned, strict=True):
                 read[index] = max(read[index], other, key=lambda line: line[1])
-        return [
-            text for text, confidence in (read[index] for index in range(len(crops)))
-            if text.strip() and confidence >= LEAST_CONFIDENCE
-        ]  # fmt: skip
+        return Reading(
+            tuple(
+                text
+                for text, confidence in (read[index] for index in sorted(read))
+                if text.strip() and confidence >= LEAST_CONFIDENCE
+            ),
+            whole=len(affordable) == len(lines) and len(boxes) < MOST_LINES,
+        )
 
     def _boxes(self, picture: RGB) -> list[Floats]:
         """Where lines of text are: corners [4, (x, y)] from the upper left on, clockwise, in the picture's pixels."""
@@ -133,9 +159,7 @@ class TextReader:
 
     def _recognise(self, crops: list[RGB]) -> list[tuple[str, float]]:
         """Each line's text and the mean probability of its characters."""
-        widths = [
-            min(MOST_WIDTH, max(1, round(LINE_HEIGHT * crop.shape[1] / crop.shape[0]))) for crop in crops
-        ]
+        widths = [_width(crop) for crop in crops]
         # Widths in steps: each new one makes onnxruntime plan its memory anew.
         batch = np.zeros((len(crops), 3, LINE_HEIGHT, -(-max(*widths, LEAST_WIDTH) // 96) * 96), np.float32)
         for row, crop, width in zip(batch, crops, widths, strict=True):
@@ -167,6 +191,17 @@ def stretch(picture: RGB) -> RGB:
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
     lifted = 255.0 - STRETCH * np.abs(grey - cv2.GaussianBlur(grey, (0, 0), STRETCH_SIGMA))
     return np.repeat(np.clip(lifted, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _width(line: RGB) -> int:
+    """Of a line, at `LINE_HEIGHT`."""
+    return int(min(MOST_WIDTH, max(1, round(LINE_HEIGHT * line.shape[1] / line.shape[0]))))
+
+
+def _pieces(line: RGB) -> list[RGB]:
+    """A line that is too long for one look, in equal parts."""
+    count = -(-line.shape[1] * LINE_HEIGHT // (line.shape[0] * MOST_WIDTH))
+    return list(np.array_split(line, count, axis=1)) if count > 1 else [line]
 
 
 def _batches(indices: Sequence[int]) -> Iterator[Sequence[int]]:

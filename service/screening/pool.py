@@ -20,9 +20,16 @@ from service.processes.children import Child, ChildLost, Launch, bare_environ, s
 from service.processes.sandbox import Measure
 from service.processes.wire import Detector
 from service.screening import METADATA, REASONS, Cleaned, ImageFormat, ImageLimits, check_bytes, reject
-from service.screening.messages import MAX_TEXT_CHARACTERS, CleanReply, CleanRequest, Rejected, vocabulary
+from service.screening.messages import (
+    MAX_TEXT_CHARACTERS,
+    CleanReply,
+    CleanRequest,
+    Equipment,
+    Rejected,
+    vocabulary,
+)
 from service.screening.resize import MAX_CLEAN_PIXELS
-from service.screening.signals import Findings, Looks
+from service.screening.signals import RISK_DETECTORS, Findings, ImageText, Looks
 
 RECYCLE_IMAGES = 512
 LARGE_BYTES, KEPT_BYTES = 1024 * 1024, 16 * 1024 * 1024
@@ -57,9 +64,13 @@ class Screen:
         limits: ImageLimits,
         children: int,
         timeout_s: float,
+        equipment: Equipment | None = None,
         told: Callable[[str], None] | None = None,
     ) -> None:
-        """`timeout_s` is for one image, from when a child takes it; `told` gets each line of a child's stderr."""
+        """`timeout_s` is for one image, from when a child takes it; `told` gets each line of a child's stderr.
+
+        Without `equipment`, children decode and can look for nothing.
+        """
         self.limits = limits
         self.timeout_s = timeout_s
         self._launch = Launch(
@@ -70,6 +81,7 @@ class Screen:
                 "{fd}",
                 "{parent}",
                 *(str(number) for number in astuple(limits)),
+                *([equipment.to_argument()] if equipment is not None else []),
             ),
             vocabulary=vocabulary(limits),
             # One malloc arena: each further one takes 64 MB of the child's address space for nothing. What small
@@ -235,7 +247,8 @@ class Screen:
                 and reply.trailing_bytes >= 0
                 and set(reply.metadata) <= set(METADATA)
                 and _may_stand(reply.findings, child.hello.detectors, looks)
-                and sum(map(len, reply.text)) <= MAX_TEXT_CHARACTERS
+                and sum(map(len, reply.text))
+                <= (MAX_TEXT_CHARACTERS if looks.text is not ImageText.OFF else 0)
             ):
                 (form,) = (name for name in FORMATS if name == reply.format)
                 return Cleaned(
@@ -302,8 +315,12 @@ class Screen:
 
 
 def _may_stand(findings: Findings, detectors: tuple[Detector, ...], looks: Looks) -> bool:
-    """Whether a child may have found this: its own detectors, real scores, rules that are names."""
-    if not looks.risk and findings.signals:
+    """Whether a child may have found this: its own detectors, real scores, rules that are names, and nobody silent.
+
+    A detector of ours that was asked gives a signal or has failed: an image never passes for want of an answer.
+    """
+    heard = {*findings.failed, *(signal.detector for signal in findings.signals)}
+    if not (heard.issuperset(RISK_DETECTORS) if looks.risk else not findings.signals):
         return False
     names = {detector.name for detector in detectors}
     return names.issuperset(findings.failed) and all(

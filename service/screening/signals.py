@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tenants.kinds import ImageText
+from tenants.kinds import ImageText as ImageText
 from tenants.risk import Category
 
 
@@ -35,7 +35,9 @@ class Findings:
     """Detectors that should have run and could not."""
 
 
-IMAGE_DETECTORS = ("skin", "open_nsfw", "image_safety", "ocr")
+RISK_DETECTORS = ("skin", "open_nsfw", "image_safety")
+"""Ours that are asked about an image's risk; each gives a signal or has failed."""
+IMAGE_DETECTORS = (*RISK_DETECTORS, "ocr")
 """Ours that look at images. No head and no plugin may take their names."""
 
 

@@ -36,26 +36,26 @@ def letters(lines: tuple[str, ...]) -> str:
 
 
 def test_lines_are_read_from_top_to_bottom(reader: TextReader) -> None:
-    lines = reader.read(page("Wild mountain honey", LINE, "Order number 4711"), strict=False)
+    lines = reader.read(page("Wild mountain honey", LINE, "Order number 4711"), strict=False).lines
     assert letters(lines) == letters(("Wild mountain honey", LINE, "Order number 4711"))
     assert len(lines) == 3
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_turned_text_is_read(reader: TextReader, turns: int) -> None:
-    assert letters(reader.read(np.rot90(page(LINE), turns).copy(), strict=False)) == letters((LINE,))
+    assert letters(reader.read(np.rot90(page(LINE), turns).copy(), strict=False).lines) == letters((LINE,))
 
 
 def test_coloured_text_on_a_photo_is_read(reader: TextReader) -> None:
     picture = Image.fromarray(np.asarray(images.photo(720, 420)))
     ImageDraw.Draw(picture).text((60, 180), LINE, fill=(255, 255, 0), font=ImageFont.load_default(36))
-    assert letters((LINE,)) in letters(reader.read(np.asarray(picture), strict=False))
+    assert letters((LINE,)) in letters(reader.read(np.asarray(picture), strict=False).lines)
 
 
 def test_faint_text_is_read_only_where_that_is_asked_for(reader: TextReader) -> None:
     faint = page(LINE, ink=(250, 250, 250))
-    assert reader.read(faint, strict=False) == ()
-    assert letters(reader.read(faint, strict=True)) == letters((LINE,))
+    assert reader.read(faint, strict=False).lines == ()
+    assert letters(reader.read(faint, strict=True).lines) == letters((LINE,))
 
 
 def test_the_gate_opens_for_a_word_and_not_for_a_plane() -> None:
@@ -71,10 +71,23 @@ def test_a_closed_gate_asks_no_network(reader: TextReader, monkeypatch: pytest.M
         raise AssertionError("a network was asked")
 
     monkeypatch.setattr(reader, "_mark", asked)
-    assert reader.read(page(), strict=False) == ()
+    assert reader.read(page(), strict=False).lines == ()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (28, 28), (28, 5000), (5000, 28)])
 def test_every_shape_can_be_read(reader: TextReader, size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
-    assert isinstance(reader.read(noise, strict=True), tuple)
+    assert isinstance(reader.read(noise, strict=True).lines, tuple)
+
+
+def test_a_page_of_small_print_is_read_in_part_and_says_so(reader: TextReader) -> None:
+    picture = Image.new("RGB", (980, 980), (255, 255, 255))
+    for row in range(60):
+        words = " ".join(f"word{row}{column}" for column in range(20))
+        ImageDraw.Draw(picture).text(
+            (5, 4 + 16 * row), words, fill=(0, 0, 0), font=ImageFont.load_default(12)
+        )
+    reading = reader.read(np.asarray(picture), strict=False)
+    assert reading.lines
+    assert not reading.whole
+    assert reader.read(page(LINE), strict=False).whole
