@@ -21,7 +21,19 @@ _RULES: tuple[tuple[str, float, tuple[str, ...], re.Pattern[str]], ...] = (
     (
         "sql",
         0.4,
-        ("or ", "and ", "union", "sleep(", "benchmark(", "xp_cmdshell", "waitfor"),
+        (
+            *(
+                f"{quote}{gap}{word}"
+                for quote in "'\")"
+                for gap in ("", " ")
+                for word in ("or ", "and ", "or(")
+            ),
+            "union",
+            "sleep(",
+            "benchmark(",
+            "xp_cmdshell",
+            "waitfor",
+        ),
         re.compile(
             r"['\"]\s{0,4}\)?\s{0,4}(?:or|and)\s{1,4}['\"(]?\s{0,2}(?:\d{1,9}|[a-z]{1,9})['\"]?\s{0,4}=\s{0,4}['\"(]?(?:\d{1,9}|[a-z]{1,9})"
             r"|\bunion\s{1,4}(?:all\s{1,4})?select\b|\b(?:sleep|benchmark|pg_sleep)\(\d|\bxp_cmdshell\b|\bwaitfor\s{1,4}delay\b"
@@ -30,10 +42,21 @@ _RULES: tuple[tuple[str, float, tuple[str, ...], re.Pattern[str]], ...] = (
     (
         "sql",
         0.2,
-        ("drop ", "delete ", "insert ", "select ", "truncate "),
+        (
+            ";drop",
+            "; drop",
+            ";delete",
+            "; delete",
+            ";truncate",
+            "; truncate",
+            "; insert",
+            "; update",
+            "'--",
+            "' --",
+        ),
         re.compile(
             r"['\"]?\s{0,4};\s{0,4}(?:drop|delete|truncate|insert|update)\s{1,4}(?:table|from|into|database|[a-z_]{1,32}\s{1,4}set)\b"
-            r"|\bselect\b[^;\n]{1,120}\bfrom\b[^;\n]{1,120}--"
+            r"|\w'\s{0,2}--(?:\s|$)"
         ),
     ),
     (

@@ -119,7 +119,7 @@ def _windows(places: Sequence[int], length: int) -> Iterator[tuple[int, int]]:
 def _stuffing(views: Views, query: str | None) -> float:
     """How much a text is repetition, above all of the query's words; 0 where it is ordinary."""
     score = 0.0
-    words = views.words.split()
+    words = views.word_list
     if len(words) >= STUFFED_WORDS and len(set(words)) < 0.45 * len(words):
         pairs = len(words) - 1
         different = len(set(pairwise(words)))

@@ -107,13 +107,14 @@ _VERDICT = (
     )
     + r"\b"
 )
-_VERDICT_CUES = "relevan match judgment judgement verdict 相关 评分 得分"
+_VERDICT_CUES = 'relevan match: match_: match_= match= match" matching: judgment: judgement: judgment= verdict 相关 评分 得分'
 
 RULES = (
     # Orders to set the task aside.
     _rule(
         "override",
-        "ignore disregard forget override bypass do_not_ don't_",
+        "ignore disregard forget override bypass do_not_follow do_not_consider do_not_use do_not_apply"
+        " don't_follow don't_consider",
         0.7,
         0.4,
         _ORDER,
@@ -121,8 +122,7 @@ RULES = (
         _one_of(
             "ignore disregard forget override bypass do_not_(?:follow|consider|use|apply) don't_(?:follow|consider)"
         ),
-        r"\s",
-        r"(?:\w{1,14}\s){0,4}",
+        r"\s(?!for\b)(?:\w{1,14}\s){0,4}",
         _one_of(
             "quer(?:y|ies) question instructions? prompts? criteria guidelines directives rules task"
             r" (?:other|remaining)_(?:\w{1,14}\s)?(?:documents?|passages?|candidates?|results?|items?|answers?)"
@@ -148,7 +148,8 @@ RULES = (
     # Claims of being relevant.
     _rule(
         "claim",
-        "quer question search",
+        "the_quer this_quer your_quer any_quer every_quer user_quer user's_quer search_quer the_question this_question"
+        " your_question any_question every_question user_question user's_question the_search your_search user's_search",
         0.7,
         0.7,
         rf"{_IT}\s(?:\w{{1,14}}\s){{0,4}}?(?:relevant|match(?:es)?|answers?|satisf(?:y|ies)|addresses|response)\s",
@@ -168,7 +169,7 @@ RULES = (
     ),
     _rule(
         "claim",
-        "relevan match answer",
+        "relevan perfect_match perfect_answer exact_match best_match best_answer ideal_match ideal_answer correct_answer",
         0.35,
         0.35,
         rf"{_IT}\s(?:\w{{1,14}}\s){{0,3}}?{_FULLY}\s(?:\w{{1,14}}\s){{0,2}}?(?:relevant|match|answer)\b",
@@ -199,7 +200,9 @@ RULES = (
     # Orders about the score.
     _rule(
         "score",
-        "relevan score rank rating highest maximum top 10/10 perfect above_all above_every first",
+        "relevan this_passage this_document this_text this_candidate this_content this_doc this_entry this_snippet"
+        " this_search these_ above_passage above_document above_text following_passage following_document"
+        " following_text current_passage current_document current_text present_document",
         0.75,
         0.35,
         _ORDER,
@@ -212,7 +215,7 @@ RULES = (
     ),
     _rule(
         "score",
-        "score rank rating highest maximum top 10/10 perfect above_all above_every first",
+        "regardless no_matter above_all above_every whatever other_result other_item other_candidate",
         0.6,
         0.3,
         _ORDER,
@@ -223,7 +226,7 @@ RULES = (
     ),
     _rule(
         "score",
-        "score rank rating highest maximum top 10/10 perfect above_all above_every first",
+        "rate_this rate_it rank_this rank_it score_this score_it highest maximum 10/10 5/5 top_rating top_score",
         0.4,
         0.2,
         _ORDER,
@@ -275,7 +278,9 @@ RULES = (
     # Words addressed to the model.
     _rule(
         "addressed",
-        "note message memo notice instruction reminder hint attention dear_ hey hello hi_ you_are if_you",
+        "note_to note_for note, note: message_to message_for message: memo_to notice_to notice: instructions_to"
+        " instructions_for instruction_to instruction_for instructions: reminder_to reminder: hint_to hint: attention"
+        " dear_ hey_ hey, hello hi_ you_are_a you_are_the you_are_now if_you_are if_you're",
         0.6,
         0.6,
         r"\b(?:note|message|memo|notice|instructions?|reminder|hint|attention)\s?(?:to|for|,|:)\s?",
@@ -318,7 +323,8 @@ RULES = (
     ),
     _rule(
         "marks",
-        "</ end_ start_ begin 结束 开始",
+        "</d </p </q </i </s </c </u -end =end #end -_end =_end #_end -begin =begin -_begin =_begin #_begin -start -_start"
+        " =_start #_start 结束 开始",
         0.45,
         0.45,
         r"</(?:document|passage|query|instruct|instructions?|system|candidate|context|doc|user_input)>",

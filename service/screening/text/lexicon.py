@@ -17,13 +17,16 @@ from ahocorasick_rs import AhoCorasick
 
 from service.screening.signals import Signal
 from service.screening.text.terms import MAX_LISTS, MAX_TERMS, Level, Term, TermList, built_in
-from service.screening.text.views import Views, skeleton
+from service.screening.text.views import Views, bend, skeleton
 
 DETECTOR = "lexicon"
 TWO_WEAK = 0.5
 """Score where two different weak terms of one list are found: more than one, less than likely."""
 SPELLED_CHARACTERS = 4
 """Spelled-out terms are looked for within a run from this length on; shorter ones must be all of it."""
+
+OPENING = 3
+"""Letters of a bent word by which it is looked at more closely, or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Lexicon:
             for i, term in latin
             for pattern in _word_patterns(skeleton(term.text), term.open_end)
         )
+        self._bent_openings = {word[:OPENING] for _, term in latin for word in skeleton(term.text).split()}
         self._runs = Automaton(_run_patterns(latin))
         self._hanzi = Automaton((term.text, i, term) for i, term in hanzi)
         self.digest = _digest(lists)
@@ -107,8 +111,9 @@ class Lexicon:
     def search(self, views: Views) -> tuple[Signal, ...]:
         """One signal for each list of which something was found."""
         finds = self._words.find(views.words)
-        if views.bent:
-            finds += _touching(self._bent.find(views.bent), views.bent_spans)
+        if views.odd and (bent := [index for index in views.odd if self._may_be_bent(views.tokens[index])]):
+            text, spans = bend(views, bent)
+            finds += _touching(self._bent.find(text), spans)
         if views.runs:
             finds += self._runs.find(f"\n{views.runs}\n")
         if views.hanzi:
@@ -119,6 +124,10 @@ class Lexicon:
         for find in finds:
             by_list.setdefault(find.list_index, []).append(find.term)
         return tuple(self._signal(self.lists[index], terms) for index, terms in sorted(by_list.items()))
+
+    def _may_be_bent(self, token: str) -> bool:
+        """Whether any word of any term opens like this one's skeleton: most numbers and names do not."""
+        return skeleton(token)[:OPENING] in self._bent_openings
 
     def _signal(self, found_in: TermList, terms: list[Term]) -> Signal:
         level = max((term.level for term in terms), key=lambda level: level.score)

@@ -1,26 +1,27 @@
 """Other ways to read a text, for scanning only: the text itself is never changed.
 
     words    lower-case words between single spaces, one space at either end, so that " word " finds whole words
-    bent     the same as skeletons, and only where something was bent: 5p3lled with digits, streeetched
+    odd      words that may be bent: 5p3lled with digits, streeetched; `bend` gives their skeletons on demand
     runs     s.p.e.l.l.e.d out letters, joined
     hanzi    what is written in hanzi, with what was put between characters taken out
     sounds   the same, each hanzi replaced by the first one that sounds alike
 
-The common text is plain English prose: for it `bent`, `runs`, `hanzi` and `sounds` are empty, and finding that
+The common text is plain English prose: for it `odd`, `runs`, `hanzi` and `sounds` are empty, and finding that
 out costs a few passes of C code. Everything is linear in the length of the text.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.screening.text.folding import Folded, fold, sounds
 
-LEET = str.maketrans("013456789@$!|+(€¢£¥", "oieasgtbgasiitceciy")
+LEET = str.maketrans("013456789@$!|+€¢£¥", "oieasgtbgasiiteciy")
 """Digits and signs by the letter that they stand for; 1, ! and | are i, and so is l in a skeleton."""
 
-_SIGNS = b"@$!|+("
+_SIGNS = b"@$!|+"
 _CONTROLS = bytes(c for c in range(32) if c not in b"\t\n\r\x0b\x0c") + b"\x7f"
 _WORD_BYTES = bytes(c if chr(c).isalnum() else 32 for c in range(128)) + bytes(128)
 _TOKEN_BYTES = bytes(c if chr(c).isalnum() or c in _SIGNS else 32 for c in range(128)) + bytes(128)
@@ -29,7 +30,7 @@ _LENGTH_BYTES = bytes(119 if chr(c).isalnum() else 32 for c in range(128)) + byt
 
 _HANZI = "\u3400-\u9fff"
 _ANY_WORD = re.compile(rf"[^\W_{_HANZI}]+")
-_ANY_TOKEN = re.compile(rf"(?:[^\W_{_HANZI}]|[@$!|+(€¢£¥])+")
+_ANY_TOKEN = re.compile(rf"(?:[^\W_{_HANZI}]|[@$!|+€¢£¥])+")
 _STRETCHED = re.compile(r"([^\W\d])\1\1")
 _DOUBLED = re.compile(r"([^\W\d])\1+")
 _HAS_HANZI = re.compile(rf"[{_HANZI}]")
@@ -53,7 +54,7 @@ _COMPONENTS = {
 }
 """Hanzi written as two that stand beside each other (拆字); only those that are in a lexicon's words."""
 
-PHRASE_WORDS = 6
+PHRASE_WORDS = 8
 """Words of the longest phrase that a list may hold. Around a bent word, that far is read again."""
 
 SPELLED_LETTERS = 40
@@ -66,9 +67,12 @@ class Views:
 
     folded: Folded
     words: str
-    bent: str
-    bent_spans: tuple[tuple[int, int], ...]
-    """Where in `bent` the words lie that were bent: a find that touches none of them is no news."""
+    word_list: list[str]
+    """The words of `words`; not to be changed."""
+    tokens: list[str]
+    """Words that keep the signs of leet."""
+    odd: list[int]
+    """Which of `tokens` may be bent."""
     runs: str
     """One run a line."""
     hanzi: str
@@ -81,59 +85,71 @@ def view(text: str) -> Views:
     plain = folded.text
     if plain.isascii():
         raw = plain.encode()
-        tokens = raw.translate(_TOKEN_BYTES, _CONTROLS).decode().split()
-        words = raw.translate(_WORD_BYTES, _CONTROLS).decode().split()
+        tokens_raw, words_raw = raw.translate(_TOKEN_BYTES, _CONTROLS), raw.translate(_WORD_BYTES, _CONTROLS)
+        words = words_raw.decode().split()
+        tokens = words if tokens_raw == words_raw else tokens_raw.decode().split()
         hanzi = ""
     else:
-        tokens = _ANY_TOKEN.findall(plain)
-        words = _ANY_WORD.findall(plain)
+        words, tokens = _ANY_WORD.findall(plain), _ANY_TOKEN.findall(plain)
         hanzi = _hanzi(plain)
     joined = f" {' '.join(words)} "
-    bent, spans = _bend(tokens, joined)
-    return Views(folded, joined, bent, spans, _runs(words, joined), hanzi, sounds(hanzi) if hanzi else "")
+    return Views(
+        folded,
+        joined,
+        words,
+        tokens,
+        _odd(tokens, joined),
+        _runs(words, joined),
+        hanzi,
+        sounds(hanzi) if hanzi else "",
+    )
 
 
 def skeleton(word: str) -> str:
     """What is left of a word (or words) when digits are read as letters, l as i, and doubled letters as one."""
+    if not word.isalnum():
+        word = word.strip("!|+")
     return _DOUBLED.sub(r"\1", word.translate(LEET).replace("l", "i"))
 
 
-def _bend(tokens: list[str], words: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    stretched = _is_stretched(words)
-    odd = [
-        index
-        for index, token in enumerate(tokens)
-        if (not token.isalpha() and _is_leet(token)) or (stretched and _STRETCHED.search(token))
-    ]
-    if not odd:
-        return "", ()
+def bend(views: Views, odd: Iterable[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Skeletons of the tokens `odd` and their neighbours, between single spaces; and where those of `odd` lie.
+
+    A find that touches none of the spans is no news: neighbours are there for phrases.
+    """
+    bent = set(odd)
+    near = {other for index in bent for other in range(index - PHRASE_WORDS + 1, index + PHRASE_WORDS)}
     parts = [" "]
     spans = []
-    length = 1
-    bent = set(odd)
-    near = {other for index in odd for other in range(index - PHRASE_WORDS + 1, index + PHRASE_WORDS)}
-    for index, token in enumerate(tokens):
-        if index in near:
-            part = skeleton(token.strip("!|+(") if not token.isalnum() else token) + " "
-            if index in bent:
-                spans.append((length, length + len(part) - 1))
-        elif parts[-1] != "\n ":
-            part = "\n "  # too far from anything bent: no phrase reaches over this
-        else:
-            continue
+    length, previous = 1, -1
+    for index in sorted(near & set(range(len(views.tokens)))):
+        if index > previous + 1:
+            parts.append("\n ")  # no phrase reaches over this
+            length += 2
+        part = f"{skeleton(views.tokens[index])} "
+        if index in bent:
+            spans.append((length, length + len(part) - 1))
         parts.append(part)
         length += len(part)
+        previous = index
     return "".join(parts), tuple(spans)
+
+
+def _odd(tokens: list[str], words: str) -> list[int]:
+    odd = [index for index, token in enumerate(tokens) if not token.isalpha() and _is_leet(token)]
+    if _is_stretched(words):
+        odd += [index for index, token in enumerate(tokens) if _STRETCHED.search(token)]
+    return odd
 
 
 def _is_leet(token: str) -> bool:
     """Whether signs or digits stand among letters. A number, a version, a sign at the end are not that."""
-    core = token.strip("!|+(")
+    core = token.strip("!|+")
     return not (core.isalpha() or core.isdigit() or not core) and any(map(str.isalpha, core))
 
 
 def _is_stretched(words: str) -> bool:
-    return any(three in words for three in _THREES) if words.isascii() else bool(_STRETCHED.search(words))
+    return any(map(words.__contains__, _THREES)) if words.isascii() else bool(_STRETCHED.search(words))
 
 
 _THREES = tuple(letter * 3 for letter in "abcdefghijklmnopqrstuvwxyz")
