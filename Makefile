@@ -61,6 +61,7 @@ lock: ## Resolve pyproject.toml into the two lock files again
 bench: install-dev ## The README's figures; needs a quiet machine and some minutes. LITELLM=VENV puts its proxy beside ours
 	@$(BIN)/python bench/scoring.py
 	@$(BIN)/python bench/request.py
+	@$(BIN)/python bench/thresholds.py
 	@$(BIN)/python bench/admission.py $(if $(LITELLM),--litellm $(LITELLM))
 
 bench-peers: install-dev ## Beside its peers: VLLM=VENV SENTENCE_TRANSFORMERS=VENV, environments of their own

@@ -190,7 +190,7 @@ def create_app(
     chores = (
         (ENFORCE_EVERY_S, enforcement.enforce),
         (REPORT_EVERY_S, enforcement.report),
-        (TIDY_EVERY_S, partial(tidy, desk.administration, desk.repeats, desk.adapting)),
+        (TIDY_EVERY_S, partial(tidy, desk.administration, desk.repeats, desk.adapting, evidence)),
     )
 
     @asynccontextmanager

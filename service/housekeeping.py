@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from service.administration import Administration
     from tenants.access import TenantId
     from tenants.directory import Tenant
+    from tenants.evidence import Evidence
     from tenants.repeats import Repeats
     from tenants.thresholds import Change
 
@@ -44,8 +45,10 @@ async def repeat(every_s: float, work: Callable[[], Awaitable[object]]) -> None:
             )
 
 
-async def tidy(administration: Administration, repeats: Repeats, adapting: Adapting) -> None:
-    """Purge tenants whose grace is over, forget answers that are kept no longer, and once a day step thresholds."""
+async def tidy(
+    administration: Administration, repeats: Repeats, adapting: Adapting, evidence: Evidence
+) -> None:
+    """Purge tenants whose grace is over, forget what is kept no longer, and once a day step thresholds."""
 
     def tell(tenant: Tenant, removed: dict[str, int]) -> None:
         log.info("purged a tenant", action="tenant_purged", tenant=str(tenant.id), rows=sum(removed.values()))
@@ -56,4 +59,5 @@ async def tidy(administration: Administration, repeats: Repeats, adapting: Adapt
         log.info("stepped thresholds", action="thresholds_stepped", tenant=str(tenant), count=len(changes))
 
     await repeats.forget()
+    await evidence.forget()
     await adapting.step_due(tell_steps)

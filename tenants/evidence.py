@@ -43,7 +43,7 @@ MOST_REVIEWS, MOST_USERS = 10_000, 50_000
 """Of one tenant between two writes; what is more is not noted."""
 ITEM_LENGTH = 64
 KEPT_DAYS = 180
-"""How long a judged item is kept; traffic as long as it is compared."""
+"""How long an item for reviewers is kept at most, or as long as its entry; traffic is as long as it is compared."""
 
 _SYSTEM = random.SystemRandom()
 
@@ -170,6 +170,13 @@ class Evidence:
             written += 1
         return written
 
+    async def forget(self) -> int:
+        """Remove what is too old to count, of every tenant: how many rows. Raises `DatabaseUnavailable`."""
+        (row,) = await self._database.call(
+            "select pericarp.forget_evidence($1, $2)", BASELINE_DAYS + 2, KEPT_DAYS
+        )
+        return int(row[0])
+
 
 def odds_of(measure: Measure) -> float:
     """The chance with which an item is drawn for a reviewer."""
@@ -230,18 +237,6 @@ async def find_crowds(
     for row in rows.all():
         crowds[row.day][row.items] = row.users
     return tuple(crowds.values())
-
-
-async def forget(connection: AsyncConnection, tenant: TenantId, today: date) -> None:
-    """Remove what is too old to count."""
-    for table, days in (
-        (tables.traffic, BASELINE_DAYS + 2),
-        (tables.traffic_user, BASELINE_DAYS + 2),
-        (tables.review, KEPT_DAYS),
-    ):
-        await connection.execute(
-            table.delete().where(table.c.tenant_id == tenant, table.c.day < today - timedelta(days=days))
-        )
 
 
 # Rows are written in the order of their keys, so that two gateways never wait for each other in a circle.

@@ -125,6 +125,7 @@ review = Table(
         postgresql_where=text("votes"),
     ),
     Index("review_screened", "tenant_id", "screened_at"),
+    Index("review_day", "day"),
 )
 
 traffic = Table(
@@ -139,6 +140,7 @@ traffic = Table(
     Column("histogram", ARRAY(BigInteger), nullable=False, comment="items by score, in ten bins"),
     time("began_at", default=True),
     PrimaryKeyConstraint("tenant_id", "day", "category", "mode", "detectors", name="traffic_pkey"),
+    Index("traffic_day", "day"),
 )
 
 traffic_user = Table(
@@ -150,6 +152,7 @@ traffic_user = Table(
     Column("end_user", Text, nullable=False, comment="a fingerprint under the tenant's own key"),
     Column("items", BigInteger, nullable=False),
     PrimaryKeyConstraint("tenant_id", "day", "mode", "end_user", name="traffic_user_pkey"),
+    Index("traffic_user_day", "day"),
 )
 
 canary = Table(

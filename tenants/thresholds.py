@@ -30,7 +30,7 @@ from tenants.adaptation import (
 )
 from tenants.canaries import Canaries
 from tenants.errors import Fault, Invalid, ThresholdNotFound
-from tenants.evidence import find_crowds, find_days, find_detectors, forget
+from tenants.evidence import find_crowds, find_days, find_detectors
 from tenants.policies import OPERATOR, Policies, Setter
 from tenants.reviews import find_votes
 from tenants.risk import Category, Mode
@@ -180,7 +180,6 @@ class Thresholds:
                 await _lock(connection, tenant)
                 rows = await connection.execute(select(_TABLE).where(_COLUMNS.tenant_id == tenant))
                 changes = [await self._step(connection, tenant, row, policy, most, by) for row in rows.all()]
-                await forget(connection, tenant, self._clock().date())
         return tuple(change for change in changes if change is not None)
 
     async def tighten(

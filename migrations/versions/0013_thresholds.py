@@ -15,6 +15,7 @@ branch_labels = None
 depends_on = None
 
 OWN_ROWS = "tenant_id = nullif(current_setting('app.tenant_id', true), '')::uuid"
+AGEING = ("review", "traffic", "traffic_user")
 TABLES = ("threshold", "threshold_change", "review", "traffic", "traffic_user", "canary")
 
 STATEMENTS = (
@@ -116,8 +117,9 @@ STATEMENTS = (
     create unique index review_vote on pericarp.review (tenant_id, category, mode, end_user, day) where votes
     """,
     "create index review_screened on pericarp.review (tenant_id, screened_at)",
+    "create index review_day on pericarp.review (day)",
     """
-    grant select, insert, delete,
+    grant select, insert,
         update (volume, appealed_at, verdict, decided_at, decided_by, decided_role, votes)
         on pericarp.review to pericarp_app
     """,
@@ -138,8 +140,9 @@ STATEMENTS = (
     ) with (fillfactor = 50)
     """,
     "comment on column pericarp.traffic.day is 'UTC'",
+    "create index traffic_day on pericarp.traffic (day)",
     "comment on column pericarp.traffic.histogram is 'items by score, in ten bins'",
-    "grant select, insert, delete, update (items, stopped, histogram) on pericarp.traffic to pericarp_app",
+    "grant select, insert, update (items, stopped, histogram) on pericarp.traffic to pericarp_app",
     """
     create table pericarp.traffic_user (
         tenant_id uuid not null,
@@ -151,9 +154,10 @@ STATEMENTS = (
         constraint traffic_user_tenant_fkey foreign key (tenant_id) references pericarp.tenant (id)
     ) with (fillfactor = 50)
     """,
+    "create index traffic_user_day on pericarp.traffic_user (day)",
     "comment on column pericarp.traffic_user.day is 'UTC'",
     "comment on column pericarp.traffic_user.end_user is 'a fingerprint under the tenant''s own key'",
-    "grant select, insert, delete, update (items) on pericarp.traffic_user to pericarp_app",
+    "grant select, insert, update (items) on pericarp.traffic_user to pericarp_app",
     """
     create table pericarp.canary (
         tenant_id uuid not null,
@@ -181,7 +185,11 @@ STATEMENTS = (
     ),
     *(
         f"create policy lookup on pericarp.{table} for select to current_user using (true)"
-        for table in ("threshold", "ceiling")
+        for table in ("threshold", "ceiling", *AGEING)
+    ),
+    *(
+        f"create policy forget on pericarp.{table} for delete to current_user using (true)"
+        for table in AGEING
     ),
     """
     create trigger threshold_told after insert or delete or update of threshold, anchor, detectors
@@ -257,10 +265,36 @@ as $$
 $$
 """
 
+# Items go with their entries where a policy keeps those for a shorter time.
+FORGET_EVIDENCE = """
+create function pericarp.forget_evidence(p_traffic_days integer, p_review_days integer) returns bigint
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_today date := (clock_timestamp() at time zone 'utc')::date;
+    v_count bigint;
+    v_all bigint := 0;
+begin
+    delete from pericarp.traffic t where t.day < v_today - p_traffic_days;
+    get diagnostics v_count = row_count;
+    v_all := v_all + v_count;
+    delete from pericarp.traffic_user u where u.day < v_today - p_traffic_days;
+    get diagnostics v_count = row_count;
+    v_all := v_all + v_count;
+    delete from pericarp.review r
+     where r.day < v_today - 1 and r.day < v_today - least(p_review_days, coalesce((
+           select (p.body ->> 'retention_days')::integer from pericarp.policy p
+            where p.tenant_id = r.tenant_id order by p.version desc limit 1), p_review_days));
+    get diagnostics v_count = row_count;
+    return v_all + v_count;
+end $$
+"""
+
 FUNCTIONS = (
     ("find_key(text)", "pericarp_quota"),
     ("find_identity(text, text, text)", "pericarp_quota"),
     ("due_thresholds(integer)", "pericarp_app"),
+    ("forget_evidence(integer, integer)", "pericarp_quota"),
 )
 
 
@@ -273,7 +307,7 @@ def _grant() -> None:
 def upgrade() -> None:
     op.execute("set local lock_timeout = '5s'")
     op.execute("drop function pericarp.find_key(text), pericarp.find_identity(text, text, text)")
-    for statement in (*STATEMENTS, FIND_KEY, FIND_IDENTITY, DUE_THRESHOLDS):
+    for statement in (*STATEMENTS, FIND_KEY, FIND_IDENTITY, DUE_THRESHOLDS, FORGET_EVIDENCE):
         op.execute(statement)
     _grant()
 

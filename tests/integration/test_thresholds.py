@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import Table, select, text
 from sqlalchemy.exc import IntegrityError
 
 from service.adapting import Adapting
@@ -38,7 +38,7 @@ from tenants.policy import Policy
 from tenants.reviews import Place, Reviews, Verdict
 from tenants.risk import Category, Mode
 from tenants.thresholds import Standing, Thresholds
-from tests.integration.conftest import Proxy
+from tests.integration.conftest import Proxy, run_as_superuser
 
 HATE = (Category.HATE, Mode.TEXT)
 REVIEWER = Setter(Role.TENANT_ADMIN, "reviewer")
@@ -228,6 +228,29 @@ async def test_stopped_items_can_be_appealed_and_some_of_all_are_drawn(
     assert kept == [("0", True, 0.1), ("1", True, None), ("2", False, 0.05), ("4", False, 0.01)]
 
 
+async def test_what_is_too_old_to_count_is_forgotten(bench: Bench, tenant: TenantId) -> None:
+    now = bench.clock.now
+    for days in (181, 179, 31, 29, 0):
+        bench.clock.now = now - timedelta(days=days)
+        await bench.screen(tenant, [0.9])
+    short = (
+        await bench.directory.create_tenant(f"short-{secrets.token_hex(6)}", Policy(retention_days=7))
+    ).id
+    for days in (8, 6):
+        bench.clock.now = now - timedelta(days=days)
+        await bench.screen(short, [0.9])
+    await bench.evidence.forget()
+
+    async def kept(table: Table, whose: TenantId) -> list[int]:
+        async with bench.database.transaction(whose) as connection:
+            days = (await connection.execute(select(table.c.day).distinct())).scalars().all()
+        return sorted((now.date() - day).days for day in days)
+
+    assert await kept(tables.review, tenant) == [0, 29, 31, 179]
+    assert await kept(tables.traffic, tenant) == await kept(tables.traffic_user, tenant) == [0, 29]
+    assert await kept(tables.review, short) == [6]
+
+
 # -- who may judge what -----------------------------------------------------------------------------------------
 
 
@@ -317,11 +340,10 @@ async def test_a_vote_weighs_inversely_to_what_its_end_user_sent(bench: Bench, t
 
 
 async def test_who_judged_too_late_to_tell_how_much_was_sent_has_no_vote(
-    bench: Bench, tenant: TenantId
+    bench: Bench, tenant: TenantId, superuser_url: str
 ) -> None:
     (place,) = await bench.screen(tenant, [0.9])
-    async with bench.database.transaction(tenant) as connection:
-        await connection.execute(text("delete from pericarp.traffic_user"))
+    await run_as_superuser(superuser_url, f"delete from pericarp.traffic_user where tenant_id = '{tenant}'")
     review, _ = await bench.reviews.decide(tenant, place, Verdict.HARMLESS, by=REVIEWER)
     assert (review.verdict, review.votes) == (Verdict.HARMLESS, False)
 
