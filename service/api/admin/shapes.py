@@ -67,6 +67,21 @@ class Rotation(_Strict):
     )
 
 
+class TokenDenial(_Strict):
+    """A token, or a client certificate, that is to be refused."""
+
+    issuer: str = Field(
+        min_length=1,
+        max_length=256,
+        description="`jwt:NAME` of an issuer in the configuration, or `mtls:NAME` of a certificate's entry.",
+    )
+    jti: str = Field(
+        min_length=1,
+        max_length=256,
+        description="The token's `jti`, or the certificate's SHA-256 in lower-case hex.",
+    )
+
+
 class Incident(_Strict):
     """Why something is contained or released. It stands in the log, so no secret belongs in it."""
 
@@ -148,6 +163,21 @@ class IssuedKey(KeyAnswer):
     old_ends_at: datetime | None = Field(None, description="After a rotation.")
 
 
+class DeniedToken(BaseModel):
+    """A token or a client certificate that is refused although it is valid."""
+
+    object: Literal["denied_token"]
+    issuer: str
+    jti: str
+    denied_at: datetime
+    until: datetime
+
+
+class DeniedTokens(BaseModel):
+    object: Literal["list"]
+    data: list[DeniedToken]
+
+
 class UsageDay(BaseModel):
     """What one key used on one day, in UTC."""
 
@@ -217,5 +247,5 @@ class WorkerPage(Page):
     data: list[WorkerAnswer]
 
 
-BODIES: tuple[type[BaseModel], ...] = (NewTenant, NewKey, KeyChange, Rotation, Incident)
+BODIES: tuple[type[BaseModel], ...] = (NewTenant, NewKey, KeyChange, Rotation, TokenDenial, Incident)
 """Read by ourselves, so the framework does not know them."""
