@@ -130,6 +130,7 @@ def test_nobody_hands_on_more_than_they_have(
         ({"scopes": ["rerank", "everything"]}, {"scopes[1]"}),
         ({"allowed_cidrs": [7]}, {"allowed_cidrs[0]"}),
     ],
+    ids=["role", "several", "time", "scope", "network"],
     ids=str,
 )
 def test_every_wrong_field_of_a_new_key_is_named(
