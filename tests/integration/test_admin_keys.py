@@ -131,7 +131,6 @@ def test_nobody_hands_on_more_than_they_have(
         ({"allowed_cidrs": [7]}, {"allowed_cidrs[0]"}),
     ],
     ids=["role", "several", "time", "scope", "network"],
-    ids=str,
 )
 def test_every_wrong_field_of_a_new_key_is_named(
     own: httpx.Client, house: House, body: dict[str, object], fields: set[str]
@@ -150,7 +149,6 @@ def test_every_wrong_field_of_a_new_key_is_named(
         {"limits": {"requests_per_minute": 999_999}},
         {"scopes": []},
     ],
-    ids=str,
 )
 def test_rights_that_cannot_be_are_refused_with_a_reason(
     own: httpx.Client, house: House, body: dict[str, object]
