@@ -20,8 +20,8 @@ from starlette.responses import HTMLResponse, Response
 
 from service import __version__
 from service.api.addresses import Proxies
+from service.api.admin import shapes, threshold_shapes
 from service.api.admin.router import build_admin_router
-from service.api.admin.shapes import BODIES
 from service.api.complaints import complaints, refuse
 from service.api.dialects import DIALECTS
 from service.api.door import Door
@@ -332,13 +332,13 @@ def _document(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             components = schema.setdefault("components", {})
-            shapes = components.setdefault("schemas", {})
+            schemas = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
             bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
-            bodies += [SessionRequest, *BODIES]
+            bodies += [SessionRequest, *shapes.BODIES, *threshold_shapes.BODIES]
             for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
+                schemas |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {
                 "key": {
                     "type": "http",

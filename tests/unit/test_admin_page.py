@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from service.api.admin.shapes import BODIES
+from service.api.admin import shapes, threshold_shapes
 from service.app import create_app
 from service.installation import Installation
 from service.settings import Settings
 from tenants.ceiling import Ceiling
 from tenants.policy import Policy
 
-SHAPES = {f"#/components/schemas/{shape.__name__}": shape for shape in BODIES}
+SHAPES = {
+    f"#/components/schemas/{shape.__name__}": shape for shape in (*shapes.BODIES, *threshold_shapes.BODIES)
+}
 
 
 def operations() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from service.api.admin.live import build_live_router
 from service.api.admin.policies import build_policies_router
 from service.api.admin.tenants import build_tenants_router
 from service.api.admin.thresholds import build_thresholds_router
+from service.api.admin.tokens import build_tokens_router
 
 if TYPE_CHECKING:
     from service.bindings import Bindings
@@ -51,6 +52,9 @@ def build_admin_router(
             enforcement=enforcement,
             keys=desk.directory.keys,
         )
+    )
+    router.include_router(
+        build_tokens_router(entrance=entrance, administration=desk.administration, denials=desk.denials)
     )
     router.include_router(
         build_live_router(
