@@ -20,8 +20,9 @@ from starlette.responses import HTMLResponse, Response
 
 from service import __version__
 from service.api.addresses import Proxies
-from service.api.admin import shapes, threshold_shapes
 from service.api.admin.router import build_admin_router
+from service.api.admin.shapes import BODIES
+from service.api.admin.threshold_shapes import BODIES as THRESHOLD_BODIES
 from service.api.complaints import complaints, refuse
 from service.api.dialects import DIALECTS
 from service.api.door import Door
@@ -332,13 +333,13 @@ def _document(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             components = schema.setdefault("components", {})
-            schemas = components.setdefault("schemas", {})
+            shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
             bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
-            bodies += [SessionRequest, *shapes.BODIES, *threshold_shapes.BODIES]
+            bodies += [SessionRequest, *BODIES, *THRESHOLD_BODIES]
             for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                schemas |= shape.pop("$defs", {}) | {model.__name__: shape}
+                shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
             components["securitySchemes"] = {
                 "key": {
                     "type": "http",
