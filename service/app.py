@@ -20,9 +20,7 @@ from starlette.responses import HTMLResponse, Response
 
 from service import __version__
 from service.api.addresses import Proxies
-from service.api.admin.router import build_admin_router
-from service.api.admin.shapes import BODIES
-from service.api.admin.threshold_shapes import BODIES as THRESHOLD_BODIES
+from service.api.admin.router import BODIES, build_admin_router
 from service.api.complaints import complaints, refuse
 from service.api.dialects import DIALECTS
 from service.api.door import Door
@@ -336,7 +334,7 @@ def _document(app: FastAPI) -> None:
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
             bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
-            bodies += [SessionRequest, *BODIES, *THRESHOLD_BODIES]
+            bodies += [SessionRequest, *BODIES]
             for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}

@@ -16,7 +16,16 @@ from pydantic_core import PydanticUndefined
 
 from service.__main__ import app
 from service.api import items, schemas
-from service.api.admin import shapes, threshold_shapes
+from service.api.admin import shapes
+from service.api.admin.threshold_shapes import (
+    CanaryShape,
+    DecidedReview,
+    Feedback,
+    Rollback,
+    ThresholdAnswer,
+    ThresholdChange,
+    ThresholdsAnswer,
+)
 from service.api.dialects import DIALECTS
 from service.api.door import OPEN_PATHS
 from service.api.usage import KeySpans, LimitState, UsageAnswer, Used
@@ -133,13 +142,13 @@ def test_every_operation_of_an_administrator_stands_in_its_page() -> None:
         shapes.IssuedKey,
         shapes.UsageDay,
         shapes.WorkerAnswer,
-        threshold_shapes.ThresholdAnswer,
-        threshold_shapes.ThresholdChange,
-        threshold_shapes.ThresholdsAnswer,
-        threshold_shapes.DecidedReview,
-        threshold_shapes.Feedback,
-        threshold_shapes.Rollback,
-        threshold_shapes.CanaryShape,
+        ThresholdAnswer,
+        ThresholdChange,
+        ThresholdsAnswer,
+        DecidedReview,
+        Feedback,
+        Rollback,
+        CanaryShape,
         shapes.Page,
     ],
 )

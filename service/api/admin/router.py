@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends
 
+from service.api.admin import shapes, threshold_shapes
 from service.api.admin.entrance import Entrance, let_in
 from service.api.admin.keys import build_keys_router
 from service.api.admin.live import build_live_router
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from service.desk import Desk
 
 PREFIX = "/admin/v1"
+BODIES = (*shapes.BODIES, *threshold_shapes.BODIES)
+"""Read by ourselves, so the framework does not know them."""
 
 
 def build_admin_router(
