@@ -20,8 +20,7 @@ from starlette.responses import HTMLResponse, Response
 
 from service import __version__
 from service.api.addresses import Proxies
-from service.api.admin.router import build_admin_router
-from service.api.admin.shapes import BODIES
+from service.api.admin.router import BODIES, build_admin_router
 from service.api.complaints import complaints, refuse
 from service.api.dialects import DIALECTS
 from service.api.door import Door

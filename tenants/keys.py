@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from sqlalchemy import Text, cast, func, insert, literal, select, update
+from sqlalchemy import Text, cast, func, insert, literal, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from tenants import tables
@@ -142,17 +142,26 @@ class Keys:
             raise TenantNotFound from exc
         return read_key(row), token
 
-    async def list(self, tenant: TenantId) -> tuple[Key, ...]:
-        """The tenant's keys, oldest first, revoked and expired ones included."""
+    async def list(
+        self, tenant: TenantId, *, after: str | None = None, most: int | None = None
+    ) -> tuple[Key, ...]:
+        """The tenant's keys, oldest first, revoked and expired ones included: at most `most`, those after key `after`."""
         columns = tables.key.c
+        query = (
+            select(tables.key)
+            .where(columns.tenant_id == tenant)
+            .order_by(columns.created_at, columns.id)
+            .limit(most)
+        )
+        if after is not None:
+            edge = (
+                select(columns.created_at)
+                .where(columns.tenant_id == tenant, columns.id == after)
+                .scalar_subquery()
+            )
+            query = query.where(tuple_(columns.created_at, columns.id) > tuple_(edge, after))
         async with self._database.transaction(tenant) as connection:
-            rows = (
-                await connection.execute(
-                    select(tables.key)
-                    .where(columns.tenant_id == tenant)
-                    .order_by(columns.created_at, columns.id)
-                )
-            ).all()
+            rows = (await connection.execute(query)).all()
         return tuple(read_key(row) for row in rows)
 
     async def find(self, tenant: TenantId, key_id: str) -> Key:

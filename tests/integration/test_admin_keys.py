@@ -130,7 +130,7 @@ def test_nobody_hands_on_more_than_they_have(
         ({"scopes": ["rerank", "everything"]}, {"scopes[1]"}),
         ({"allowed_cidrs": [7]}, {"allowed_cidrs[0]"}),
     ],
-    ids=str,
+    ids=["role", "several", "time", "scope", "network"],
 )
 def test_every_wrong_field_of_a_new_key_is_named(
     own: httpx.Client, house: House, body: dict[str, object], fields: set[str]
@@ -149,7 +149,6 @@ def test_every_wrong_field_of_a_new_key_is_named(
         {"limits": {"requests_per_minute": 999_999}},
         {"scopes": []},
     ],
-    ids=str,
 )
 def test_rights_that_cannot_be_are_refused_with_a_reason(
     own: httpx.Client, house: House, body: dict[str, object]
@@ -167,3 +166,25 @@ def test_a_change_takes_no_null_but_for_the_end(own: httpx.Client, house: House)
     problem(own.delete(f"{house.path}/keys/AAAAAAAAAAAA"), 404, "key_not_found")
     told = problem(own.post(f"{path}/rotate", json={"overlap_s": -1}), 422, "invalid_request")
     assert set(faults(told)) == {"overlap_s"}
+
+
+def test_a_token_is_denied_and_listed(service: Served, own: httpx.Client, house: House) -> None:
+    path = f"{house.path}/denied-tokens"
+    denied = own.post(path, json={"issuer": "jwt:corp", "jti": "3f2a9c"})
+    assert denied.status_code == 201
+    assert own.post(path, json={"issuer": "jwt:corp", "jti": "3f2a9c"}).status_code == 201
+    listed = own.get(path).json()["data"]
+    assert [(each["issuer"], each["jti"]) for each in listed] == [("jwt:corp", "3f2a9c")]
+    assert listed[0]["denied_at"] == denied.json()["denied_at"]
+    entry = next(each for each in service.entries(house.name) if each["operation"] == "admin.token_deny")
+    assert entry["details"] == {"issuer": "jwt:corp", "jti": "3f2a9c"}
+
+
+def test_a_denial_without_a_name_is_refused(own: httpx.Client, house: House) -> None:
+    path = f"{house.path}/denied-tokens"
+    assert set(faults(own.post(path, json={"issuer": "jwt:corp"}).json())) == {"jti"}
+    assert set(faults(own.post(path, json={"issuer": "", "jti": "x", "until": 1}).json())) == {
+        "issuer",
+        "until",
+    }
+    assert own.post(path, json={"issuer": "jwt:corp", "jti": "a\nb"}).status_code == 422

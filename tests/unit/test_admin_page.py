@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.api.admin.shapes import BODIES
+from service.api.admin.router import BODIES
 from service.app import create_app
 from service.installation import Installation
 from service.settings import Settings

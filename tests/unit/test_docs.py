@@ -17,6 +17,15 @@ from pydantic_core import PydanticUndefined
 from service.__main__ import app
 from service.api import items, moderations, schemas
 from service.api.admin import shapes
+from service.api.admin.threshold_shapes import (
+    CanaryShape,
+    DecidedReview,
+    Feedback,
+    Rollback,
+    ThresholdAnswer,
+    ThresholdChange,
+    ThresholdsAnswer,
+)
 from service.api.dialects import DIALECTS
 from service.api.door import OPEN_PATHS
 from service.api.usage import KeySpans, LimitState, UsageAnswer, Used
@@ -133,13 +142,13 @@ def test_every_operation_of_an_administrator_stands_in_its_page() -> None:
         shapes.IssuedKey,
         shapes.UsageDay,
         shapes.WorkerAnswer,
-        shapes.ThresholdAnswer,
-        shapes.ThresholdChange,
-        shapes.ThresholdsAnswer,
-        shapes.DecidedReview,
-        shapes.Feedback,
-        shapes.Rollback,
-        shapes.CanaryShape,
+        ThresholdAnswer,
+        ThresholdChange,
+        ThresholdsAnswer,
+        DecidedReview,
+        Feedback,
+        Rollback,
+        CanaryShape,
         shapes.Page,
     ],
 )

@@ -62,7 +62,17 @@ def test_no_other_text_is_a_key(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoiled", [TOKEN + "\n", " " + TOKEN, TOKEN + "0", TOKEN[:-1], TOKEN.upper(), "", "\0"]
+    "spoiled",
+    [TOKEN + "\n", " " + TOKEN, TOKEN + "0", TOKEN[:-1], TOKEN.upper(), "", "\0"],
+    ids=[
+        "newline",
+        "space",
+        "longer",
+        "shorter",
+        "capitals",
+        "empty",
+        "zero",
+    ],  # a key is another in every process
 )
 def test_nothing_around_a_key_is_overlooked(spoiled: str) -> None:
     with pytest.raises(KeyMalformed):

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from service.administration import state_of
 from service.api.admin.described import IDEMPOTENT, body_of, refusals
-from service.api.admin.entrance import Told, page, parse, read_cursor, respond, sortable, write_cursor
+from service.api.admin.entrance import Told, page, parse, read_cursor, respond, write_cursor
 from service.api.admin.shapes import (
     Incident,
     IssuedKey,
@@ -110,17 +110,9 @@ def build_keys_router(
     ) -> Response:
         """Oldest first, revoked and expired ones too."""
         tenant = await entrance.tenant(request, tenant_id, Scope.KEYS)
-        position = read_cursor(cursor, LISTING, 2)
-        listed = [
-            key
-            for key in await keys.list(tenant.id)
-            if position is None or (sortable(key.created_at), key.id) > position
-        ]
-        told = page(
-            [tell(key) for key in listed[: limit + 1]],
-            limit,
-            lambda at: write_cursor(LISTING, sortable(listed[at].created_at), listed[at].id),
-        )
+        (after,) = read_cursor(cursor, LISTING, 1) or (None,)
+        listed = await keys.list(tenant.id, after=after, most=limit + 1)
+        told = page([tell(key) for key in listed], limit, lambda at: write_cursor(LISTING, listed[at].id))
         return respond(request, Told(told))
 
     @router.get(

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends
 
+from service.api.admin import shapes, threshold_shapes
 from service.api.admin.entrance import Entrance, let_in
 from service.api.admin.keys import build_keys_router
 from service.api.admin.live import build_live_router
 from service.api.admin.policies import build_policies_router
 from service.api.admin.tenants import build_tenants_router
 from service.api.admin.thresholds import build_thresholds_router
+from service.api.admin.tokens import build_tokens_router
 
 if TYPE_CHECKING:
     from service.bindings import Bindings
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from service.desk import Desk
 
 PREFIX = "/admin/v1"
+BODIES = (*shapes.BODIES, *threshold_shapes.BODIES)
+"""Read by ourselves, so the framework does not know them."""
 
 
 def build_admin_router(
@@ -51,6 +55,9 @@ def build_admin_router(
             enforcement=enforcement,
             keys=desk.directory.keys,
         )
+    )
+    router.include_router(
+        build_tokens_router(entrance=entrance, administration=desk.administration, denials=desk.denials)
     )
     router.include_router(
         build_live_router(

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from service.api.admin.described import IDEMPOTENT, body_of, refusals
 from service.api.admin.entrance import Told, page, parse, read_cursor, respond, sortable, write_cursor
-from service.api.admin.shapes import (
+from service.api.admin.threshold_shapes import (
     CanariesAnswer,
     CanarySet,
     DecidedReview,
