@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 
 from service.errors import ImageRejected, ScreeningLost
 from service.processes.children import Child
-from service.screening import REASONS, Cleaned, ImageLimits
-from service.screening.messages import CleanReply, CleanRequest, vocabulary
+from service.screening import REASONS, Cleaned, ImageFormat, ImageLimits
+from service.screening.messages import CleanReply, CleanRequest, EncodeReply, vocabulary
 from service.screening.pool import Screen
 from tests.assets import images
 
@@ -86,6 +87,41 @@ async def test_children_hold_no_rights(screen: Screen) -> None:
         names = {"core", "open_files", "file_size", "address_space", "no_new_privs", "not_dumpable"}
         names |= {"uid"} if os.geteuid() == 0 else set()
         assert names <= {name for name, measure in measures.items() if measure.held}
+
+
+async def test_a_clean_file_is_written_in_the_child(screen: Screen) -> None:
+    again = await screen.reencode(images.secretive_jpeg(JPEG, orientation=8), "webp")
+    assert (again.format, again.width, again.height) == ("webp", 40, 64)
+    assert [secret for secret in images.SECRETS.values() if secret in again.image] == []
+    (cleaned,) = await screen.clean([again.image])
+    assert (cleaned.format, cleaned.metadata, cleaned.trailing_bytes) == ("webp", (), 0)
+    with pytest.raises(ImageRejected, match="JPEG, PNG and WebP"):
+        await screen.reencode(b"text")
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
+async def test_the_largest_images_can_be_written_again(screen: Screen, form: ImageFormat) -> None:
+    """40 million pixels, turned, fit into the child's memory and its time."""
+    flat = images.photo(50, 40).resize((8000, 5000))
+    data = images.encode(flat, "JPEG", quality=60, exif=b"Exif\0\0" + images.tiff_block(6))
+    again = await screen.reencode(data, form)
+    assert (again.width, again.height) == (5000, 8000)
+
+
+async def test_a_child_that_writes_what_was_not_asked_for_is_not_believed(screen: Screen) -> None:
+    (child, _) = children(screen)
+    png = EncodeReply(1, PNG, "png", 64, 40, (), 0)
+    assert screen._trust_file(child, png, None) is not None
+    for lie, form in (
+        (png, "jpeg"),
+        (replace(png, image=b"<html>"), None),
+        (replace(png, format="gif"), None),
+        (replace(png, width=10**6), None),
+        (replace(png, metadata=("secret",)), None),
+        (replace(png, image=PNG + bytes(LIMITS.bytes)), None),
+        (CleanRequest(1, PNG), None),
+    ):
+        assert screen._trust_file(child, lie, form) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
