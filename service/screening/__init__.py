@@ -6,6 +6,7 @@
     jpeg.py, png.py, webp.py   one walk each; they hand on the compressed pixels and nothing else
     pixels.py     decode, flatten, orient, shrink
     encode.py     clean pixels as a file again, for whoever stores it
+    fetch.py      remote images, where a Policy allows; locations.py says which URLs and addresses
 
 This module is free of Pillow. An image is judged by its content, never by its name or declared type. Metadata
 is dropped before decoding: the decoder is fed a file rebuilt from the parts that carry pixels, so that no
@@ -32,6 +33,7 @@ REASONS = (
     "too_complex",
     "timeout",
     "crashed",
+    "unreachable",
 )
 """Why an image is refused; a closed list, part of the API."""
 
