@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -46,6 +47,7 @@ from service.ledger import Ledger
 from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
+from service.screening.fetch import Fetcher, Network
 from service.screening.pool import Screen
 from service.upkeep import Upkeep
 from service.watch.logs import get_logger, where_it_broke
@@ -82,10 +84,11 @@ def create_app(
     *,
     keep_warm: tuple[Party, ...] = (),
     fleet: Fleet | None = None,
+    network: Network | None = None,
 ) -> FastAPI:
     """The whole service as one ASGI application. `keep_warm` are parties whose workers never retire.
 
-    Tests may replace the fleet; nothing else is ever replaced.
+    Tests may replace the fleet, and the network that remote images come from; nothing else is ever replaced.
     """
     database = Database(installation.app_url)
     desk = build_desk(database, installation)
@@ -134,6 +137,14 @@ def create_app(
         timeout_s=settings.screening_s,
         told=_hear,
     )
+    network = network or Network()
+    fetch = Fetcher(
+        image_bytes=settings.image_limit_bytes,
+        request_bytes=settings.body_limit_bytes,
+        deadline_s=settings.deadline_s,
+        tls=ssl.create_default_context(cafile=settings.remote_image_ca),
+        network=network,
+    )
     serving = fleet or LocalFleet(
         model=settings.model,
         device=settings.device,
@@ -151,7 +162,12 @@ def create_app(
     )
     bindings = Bindings(sessions=sessions, fleet=serving)
     rerank = Rerank(
-        ledger=ledger, screen=screen, fleet=serving, bindings=bindings, deadline_s=settings.deadline_s
+        ledger=ledger,
+        screen=screen,
+        fleet=serving,
+        bindings=bindings,
+        fetch=fetch,
+        deadline_s=settings.deadline_s,
     )
 
     enforcement = Enforcement(
@@ -187,6 +203,7 @@ def create_app(
         finally:
             await serving.close()
             await screen.close()
+            network.close()
             await upkeep.close()
             await database.close()
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from service.bindings import Bindings
     from service.fleet.router import Fleet
     from service.ledger import Ledger
+    from service.screening.fetch import Fetcher
     from service.screening.pool import Screen
     from tenants.access import Caller
 
@@ -55,12 +56,20 @@ class Rerank:
     """From an ask to a ranking. One instance serves every request."""
 
     def __init__(
-        self, *, ledger: Ledger, screen: Screen, fleet: Fleet, bindings: Bindings, deadline_s: float
+        self,
+        *,
+        ledger: Ledger,
+        screen: Screen,
+        fleet: Fleet,
+        bindings: Bindings,
+        fetch: Fetcher,
+        deadline_s: float,
     ) -> None:
         self.ledger = ledger
         self.screen = screen
         self.fleet = fleet
         self.bindings = bindings
+        self.fetch = fetch
         self.deadline_s = deadline_s
 
     async def __call__(self, exchange: Exchange, ask: Ask) -> Ranking:
@@ -77,7 +86,7 @@ class Rerank:
             return await self._rank(exchange, exchange.caller, ask)
 
     async def _rank(self, exchange: Exchange, caller: Caller, ask: Ask) -> Ranking:
-        """Hold, clean, score, rank, settle.
+        """Hold, fetch, clean, score, rank, settle.
 
         Nothing stays held, but where the database goes away between hold and settle: then until the hold's lease ends.
         """
@@ -85,6 +94,7 @@ class Rerank:
             hold = await self.ledger.hold(exchange, ask, self.fleet.card)
         try:
             async with exchange.while_connected():
+                ask = await self.fetch(exchange, caller.policy.fetches_from, ask)
                 with exchange.stage("clean"):
                     pixels = await self._clean(ask)
                 with exchange.stage("score"):
