@@ -27,6 +27,7 @@ from service.api.complaints import complaints, refuse
 from service.api.dialects import DIALECTS
 from service.api.door import Door
 from service.api.identify import Identify
+from service.api.images import CleanImageRequest, build_images_router
 from service.api.leaks import build_leaks_router
 from service.api.ranking import build_ranking_router
 from service.api.schemas import SessionRequest
@@ -35,6 +36,7 @@ from service.api.sessions import build_sessions_router
 from service.api.usage import build_usage_router
 from service.asks import Running
 from service.bindings import Bindings
+from service.clean import CleanImage
 from service.containment import Enforcement
 from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
@@ -169,6 +171,7 @@ def create_app(
         fetch=fetch,
         deadline_s=settings.deadline_s,
     )
+    clean = CleanImage(ledger=ledger, screen=screen, fetch=fetch)
 
     enforcement = Enforcement(
         deeds=desk.deeds,
@@ -233,6 +236,7 @@ def create_app(
             deadline_s=settings.deadline_s,
         )
     )
+    app.include_router(build_images_router(clean=clean, deadline_s=settings.deadline_s))
     app.include_router(
         build_router(fleet=serving, screen=screen, database=database, model=settings.model_name)
     )
@@ -349,7 +353,7 @@ def _document(app: FastAPI) -> None:
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
             bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
-            bodies += [SessionRequest, *BODIES]
+            bodies += [SessionRequest, CleanImageRequest, *BODIES]
             for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
