@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
@@ -21,9 +20,9 @@ from service.screening import REASONS, Cleaned, ImageFormat, ImageLimits
 from service.screening.messages import CleanReply, CleanRequest, EncodeReply, vocabulary
 from service.screening.pool import Screen
 from tests.assets import images
+from tests.corpus import odd_files
 
 LIMITS = ImageLimits(bytes=16 * 2**20, pixels=40_000_000, side=16_384, aspect=200, frames=1)
-CORPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "robustness"
 
 JPEG = images.encode(images.photo(64, 40), "JPEG")
 PNG = images.encode(images.photo(64, 40), "PNG")
@@ -360,49 +359,18 @@ async def test_flipped_bytes_are_pixels_or_a_refusal(screen: Screen) -> None:
     await asyncio.to_thread(flip)
 
 
-# What we judge otherwise than the corpus suggests, and why.
-DISAGREEMENTS = {
-    "made/ztxt_bomb_64MiB.png": (
-        None,
-        "its picture is whole; the text bomb is dropped without being unpacked",
-    ),
-    "made/aspect_20000x1.png": ("side_too_long", "20,000 pixels are more than the default limit lets in"),
-    "pillow/apng/chunk_multi_actl.png": (
-        "animated",
-        "two acTL: a viewer may believe the one with two frames",
-    ),
-    "pillow/broken_data_stream.png": ("damaged", "an IDAT's checksum is wrong"),
-    "pillow/truncated_app14.jpg": ("damaged", "bytes between two segments"),
-    "pillow/truncated_end_chunk.png": ("damaged", "its IEND is cut"),
-    "sharp/testimgl.jpg": ("format", "a lossless JPEG, which browsers do not show"),
-    "pillow/frame_size.mpo": (None, "its first picture; the second is trailing bytes"),
-    "pillow/ignore_frame_size.mpo": (None, "its first picture; the second is trailing bytes"),
-}
-
-
 async def test_the_corpus_of_odd_files(screen: Screen) -> None:
-    if not CORPUS.is_dir():
-        pytest.skip(f"no corpus of odd files at {CORPUS}")
-    entries = [json.loads(line) for line in (CORPUS / "manifest.jsonl").read_text().splitlines()]
+    files = odd_files()
     surprises: list[str] = []
-    for entry in entries:
-        name = entry["file"].removeprefix("files/")
-        pillow = entry["pillow13"]
-        still = pillow.get("format") in ("JPEG", "PNG", "WEBP") and (pillow.get("frames") or 1) == 1
+    for file in files:
         start = time.perf_counter()
         try:
-            await screen.clean([(CORPUS / entry["file"]).read_bytes()])
+            await screen.clean([file.data])
             reason = None
         except ImageRejected as exc:
             reason = exc.reason
         elapsed_s = time.perf_counter() - start
-        if name in DISAGREEMENTS:
-            right = reason == DISAGREEMENTS[name][0]
-        elif entry["suggest"] == "accept" and still:
-            right = reason is None
-        else:
-            right = reason in ("format", "damaged", "animated", "side_too_long", "too_many_pixels")
-        if not right or elapsed_s > 5.0:
-            surprises.append(f"{name}: {entry['suggest']}, {reason} after {elapsed_s:.1f} s")
-    assert len(entries) > 600
+        if not file.may_be(reason) or elapsed_s > 5.0:
+            surprises.append(f"{file.name}: {file.suggest}, {reason} after {elapsed_s:.1f} s")
+    assert len(files) > 600
     assert surprises == []
