@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from service import __version__
 from service.api.addresses import Proxies
-from service.api.admin.router import BODIES, build_admin_router
+from service.api.admin.router import build_admin_router
 from service.api.complaints import complaints, refuse
-from service.api.dialects import DIALECTS
+from service.api.documentation import document
 from service.api.door import Door
 from service.api.identify import Identify
+from service.api.images import build_images_router
 from service.api.leaks import build_leaks_router
-from service.api.moderations import ModerationRequest, build_moderations_router
+from service.api.moderations import build_moderations_router
 from service.api.ranking import build_ranking_router
-from service.api.schemas import SessionRequest
 from service.api.search import build_router
 from service.api.sessions import build_sessions_router
 from service.api.usage import build_usage_router
 from service.asks import Running
 from service.bindings import Bindings
+from service.clean import CleanImage
 from service.containment import Enforcement
 from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
@@ -47,6 +45,7 @@ from service.moderation import Moderation
 from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
+from service.screening.fetch import Fetcher, Network
 from service.screening.messages import Equipment
 from service.screening.pool import Screen
 from service.screening.readers import Readers
@@ -89,10 +88,11 @@ def create_app(
     *,
     keep_warm: tuple[Party, ...] = (),
     fleet: Fleet | None = None,
+    network: Network | None = None,
 ) -> FastAPI:
     """The whole service as one ASGI application. `keep_warm` are parties whose workers never retire.
 
-    Tests may replace the fleet; nothing else is ever replaced.
+    Tests may replace the fleet, and the network that remote images come from; nothing else is ever replaced.
     """
     database = Database(installation.app_url)
     desk = build_desk(database, installation)
@@ -157,6 +157,14 @@ def create_app(
         told=_hear,
     )
     readers = Readers(timeout_s=settings.screening_s, told=_hear)
+    network = network or Network()
+    fetch = Fetcher(
+        image_bytes=settings.image_limit_bytes,
+        request_bytes=settings.body_limit_bytes,
+        deadline_s=settings.deadline_s,
+        tls=ssl.create_default_context(cafile=settings.remote_image_ca),
+        network=network,
+    )
     serving = fleet or LocalFleet(
         model=settings.model,
         device=settings.device,
@@ -175,8 +183,14 @@ def create_app(
     bindings = Bindings(sessions=sessions, fleet=serving)
     vetting = Vetting(screen=screen, readers=readers, recall=recall, fleet=serving)
     rerank = Rerank(
-        ledger=ledger, vetting=vetting, fleet=serving, bindings=bindings, deadline_s=settings.deadline_s
+        ledger=ledger,
+        vetting=vetting,
+        fleet=serving,
+        bindings=bindings,
+        fetch=fetch,
+        deadline_s=settings.deadline_s,
     )
+    clean = CleanImage(ledger=ledger, screen=screen, fetch=fetch)
 
     enforcement = Enforcement(
         deeds=desk.deeds,
@@ -211,6 +225,7 @@ def create_app(
         finally:
             await serving.close()
             await asyncio.gather(screen.close(), readers.close())
+            network.close()
             await upkeep.close()
             await database.close()
 
@@ -240,6 +255,7 @@ def create_app(
             deadline_s=settings.deadline_s,
         )
     )
+    app.include_router(build_images_router(clean=clean, deadline_s=settings.deadline_s))
     app.include_router(
         build_router(
             fleet=serving, screen=screen, readers=readers, database=database, model=settings.model_name
@@ -250,7 +266,7 @@ def create_app(
             ledger=ledger, sessions=sessions, bindings=bindings, deadline_s=settings.deadline_s
         )
     )
-    moderation = Moderation(ledger=ledger, vetting=vetting, deadline_s=settings.deadline_s)
+    moderation = Moderation(ledger=ledger, vetting=vetting, fetch=fetch, deadline_s=settings.deadline_s)
     app.include_router(build_moderations_router(moderation=moderation, deadline_s=settings.deadline_s))
     app.include_router(build_usage_router(quotas=quotas))
     app.include_router(
@@ -264,7 +280,7 @@ def create_app(
             desk=desk, enforcement=enforcement, bindings=bindings, deadline_s=settings.deadline_s
         )
     )
-    _document(app)
+    document(app)
     app.state.fleet = serving
     app.state.enforcement = enforcement
     return app
@@ -347,50 +363,3 @@ async def _translate_parameters(_request: Request, exc: Exception) -> Response:
     """What the framework found wrong with a query, in our words: every parameter, and why."""
     assert isinstance(exc, RequestValidationError)
     raise refuse(complaints(exc.errors(), skip=1)) from None
-
-
-def _document(app: FastAPI) -> None:
-    """The OpenAPI page, whole and offline: Swagger UI's files come from a package, not from a CDN."""
-    static = files("fastapi_offline") / "static"
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            components = schema.setdefault("components", {})
-            shapes = components.setdefault("schemas", {})
-            # Their bodies are read by ourselves, so the framework does not know them.
-            bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
-            bodies += [ModerationRequest, SessionRequest, *BODIES]
-            for model in bodies:
-                shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                shapes |= shape.pop("$defs", {}) | {model.__name__: shape}
-            components["securitySchemes"] = {
-                "key": {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "bearerFormat": "prc_live_…, prc_admin_…, or a JWT",
-                }
-            }
-            schema["security"] = [{"key": []}]
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-    @app.get("/docs", include_in_schema=False)
-    async def show_docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="Pericarp API",
-            swagger_js_url="/docs/swagger-ui.js",
-            swagger_css_url="/docs/swagger-ui.css",
-            swagger_favicon_url="data:,",
-        )
-
-    @app.get("/docs/swagger-ui.js", include_in_schema=False)
-    async def show_script() -> Response:
-        return Response((static / "swagger-ui-bundle.js").read_bytes(), media_type="text/javascript")
-
-    @app.get("/docs/swagger-ui.css", include_in_schema=False)
-    async def show_style() -> Response:
-        return Response((static / "swagger-ui.css").read_bytes(), media_type="text/css")

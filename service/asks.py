@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RawItem:
-    """One side of a pair as it was sent: text, encoded image bytes, or both. `where` names it to the caller."""
+    """One side of a pair as it was sent: text, an image, or both. `where` names it to the caller.
+
+    An image is encoded bytes, or a `url` until they were fetched.
+    """
 
     where: str
     text: str | None = None
@@ -34,6 +37,13 @@ class RawItem:
     """Names the image to the caller, where there is one."""
     sent: object = None
     """The side as it was sent, to be repeated, where `text` and `sent_image` do not say it all."""
+    url: str | None = None
+    """Where the image is to be fetched; the tenant's Policy allows it."""
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it has an image, fetched or not."""
+        return self.image is not None or self.url is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ class Ask:
 
     @property
     def images(self) -> tuple[RawItem, ...]:
-        return tuple(item for item in self.items if item.image is not None)
+        return tuple(item for item in self.items if item.pictured)
 
 
 @dataclass(slots=True)

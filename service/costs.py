@@ -44,4 +44,4 @@ def _item_tokens(item: RawItem, bounds: ModelCard, most: int | None = None) -> i
     tokens = text_tokens(item.text)
     if most is not None:
         tokens = min(tokens, most)
-    return tokens + (bounds.image_tokens if item.image is not None else 0)
+    return tokens + (bounds.image_tokens if item.pictured else 0)

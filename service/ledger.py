@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from service.errors import Trouble
     from service.fleet.router import Scored
     from service.rerank import Ranking
+    from service.screening import Reencoded
     from tenants.access import Caller
     from tenants.audit import Audit
     from tenants.evidence import Evidence
@@ -111,6 +112,20 @@ class Ledger:
         )
         await self._recorded(exchange, await self.quotas.settle(hold, entry, tokens=0))
 
+    async def settle_cleaned(self, exchange: Exchange, hold: Hold, ask: Ask, cleaned: Reencoded) -> None:
+        """Free the slot and write that an image was cleaned, and of what, in one transaction."""
+        entry = await self._entry(
+            exchange,
+            Decision.ANSWERED,
+            code="ok",
+            status=200,
+            ask=ask,
+            stages_ms=exchange.stages_ms,
+            shadowed=hold.shadowed,
+            details={"removed": list(cleaned.metadata), "trailing_bytes": cleaned.trailing_bytes},
+        )
+        exchange.entry_id = str(await self.quotas.settle(hold, entry, tokens=0))
+
     async def settle_refused(self, exchange: Exchange, hold: Hold, ask: Ask, trouble: Trouble) -> None:
         """Free the slot and write why there is no answer.
 
@@ -181,12 +196,13 @@ class Ledger:
         card: ModelCard | None = None,
         session: str | None = None,
         shadowed: tuple[str, ...] = (),
+        details: Mapping[str, object] | None = None,
     ) -> Entry:
         caller = _caller(exchange)
         prints = await self.audit.fingerprints(caller.tenant)
         items = [prints.item(item.text, item.image) for item in ask.items] if ask is not None else []
         queries = len(items) - len(ask.documents) if ask is not None else 0
-        details: dict[str, object] = {}
+        details = dict(details or {})
         if queries > 1:
             details["queries"] = [tell_item(item) for item in items[:queries]]
         if caller.subject:

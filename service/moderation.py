@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from service.asks import Ask, Exchange
     from service.ledger import Ledger
     from service.screened import Screened
+    from service.screening.fetch import Fetcher
     from service.vetting import Vetting
+    from tenants.access import Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +45,16 @@ class Opinion:
 class Moderation:
     """From an ask without documents to an opinion on each of its queries. One instance serves every request."""
 
-    def __init__(self, *, ledger: Ledger, vetting: Vetting, deadline_s: float) -> None:
+    def __init__(self, *, ledger: Ledger, vetting: Vetting, fetch: Fetcher, deadline_s: float) -> None:
         self._ledger = ledger
+        self._fetch = fetch
         self._vetting = vetting
         self._deadline_s = deadline_s
 
     async def __call__(
         self, exchange: Exchange, ask: Ask, inputs: Sequence[Sequence[int]]
     ) -> tuple[Opinion, ...]:
-        """Hold, screen, settle. `inputs` are the places of each input's items among the ask's.
+        """Hold, fetch, screen, settle. `inputs` are the places of each input's items among the ask's.
 
         Raises what `Vetting.screen` and `Ledger.hold` raise. Nothing is refused for what it holds.
         """
@@ -59,6 +62,7 @@ class Moderation:
             hold = await self._ledger.hold(exchange, ask, None)
         try:
             async with exchange.while_connected():
+                ask = await self._fetch(exchange, _caller(exchange).policy.fetches_from, ask)
                 screened = await self._vetting.screen(
                     exchange,
                     [(item, Side.DOCUMENT) for item in ask.items],
@@ -75,6 +79,11 @@ class Moderation:
 
     def _left_s(self, exchange: Exchange) -> float:
         return max(0.0, self._deadline_s - exchange.elapsed_ms / 1000)
+
+
+def _caller(exchange: Exchange) -> Caller:
+    assert exchange.caller is not None, "the door lets nobody in without a caller"
+    return exchange.caller
 
 
 def opinion(screened: Screened, places: Sequence[int]) -> Opinion:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from service.fleet.router import Fleet
     from service.ledger import Ledger
     from service.screened import Screened
+    from service.screening.fetch import Fetcher
     from service.vetting import Vetting
     from tenants.access import Caller
 
@@ -77,12 +78,20 @@ class Rerank:
     """From an ask to a ranking. One instance serves every request."""
 
     def __init__(
-        self, *, ledger: Ledger, vetting: Vetting, fleet: Fleet, bindings: Bindings, deadline_s: float
+        self,
+        *,
+        ledger: Ledger,
+        vetting: Vetting,
+        fleet: Fleet,
+        bindings: Bindings,
+        fetch: Fetcher,
+        deadline_s: float,
     ) -> None:
         self.ledger = ledger
         self.vetting = vetting
         self.fleet = fleet
         self.bindings = bindings
+        self.fetch = fetch
         self.deadline_s = deadline_s
 
     async def __call__(self, exchange: Exchange, ask: Ask) -> Ranking:
@@ -99,7 +108,7 @@ class Rerank:
             return await self._rank(exchange, exchange.caller, ask)
 
     async def _rank(self, exchange: Exchange, caller: Caller, ask: Ask) -> Ranking:
-        """Hold, screen, score, rank, settle.
+        """Hold, fetch, screen, score, rank, settle.
 
         Nothing stays held, but where the database goes away between hold and settle: then until the hold's lease ends.
         """
@@ -108,6 +117,7 @@ class Rerank:
         try:
             async with exchange.while_connected():
                 left_s = partial(self._left_s, exchange)
+                ask = await self.fetch(exchange, caller.policy.fetches_from, ask)
                 screened = await self.vetting(exchange, ask, left_s=left_s)
                 left = Left.of(ask, screened)
                 with exchange.stage("score"):

@@ -109,6 +109,10 @@ class Settings(BaseSettings):
     image_limit_side: int = Field(16_384, ge=28, description="Longest side of an image, in pixels.")
     image_limit_aspect: int = Field(200, ge=1, le=200, description="Longest side over shortest side at most.")
     image_limit_frames: int = Field(1, ge=1, description="Frames at most; 1 refuses animations.")
+    remote_image_ca: FilePath | None = Field(
+        None,
+        description="PEM file of the CAs that sign for the hosts of remote images; unset: those that the system trusts.",
+    )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Reverse proxies, as networks with commas between (`10.0.0.0/8,fd00::/8`): from them alone"

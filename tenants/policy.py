@@ -164,6 +164,11 @@ class Policy:
         return self.tokens_per_minute if self.token_burst is None else self.token_burst
 
     @property
+    def fetches_from(self) -> tuple[str, ...]:
+        """The hosts that images may be fetched from; none where remote images are off."""
+        return self.remote_image_hosts if self.remote_images else ()
+
+    @property
     def mode(self) -> FilterMode:
         """The filter mode that is in force."""
         return self.kind.recommended if self.filter_mode is None else self.filter_mode

@@ -1,7 +1,8 @@
 """One side of a pair as JSON: its shapes, and the checks that make a `RawItem` of it.
 
-An image is a `data:` URL or bare base64; nothing is ever fetched, and no string becomes a path. Every complaint is
-a `BadRequest` with the field, the limit and what to do.
+An image is a `data:` URL or bare base64; or, where the tenant's Policy names hosts, the URL of one there, which is
+noted here and fetched later. No string becomes a path. Every complaint is a `BadRequest` with the field, the limit and
+what to do.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from service.asks import Ask, RawItem
 from service.errors import BadRequest
+from service.screening.locations import URL_CHARACTERS, read_location
 
 MAX_DOCUMENTS = 1000
 REPEATED_CHARACTERS = 80
@@ -29,7 +31,9 @@ class Strict(BaseModel):
 class ImageUrl(Strict):
     """OpenAI's and vLLM's wrapping of an image."""
 
-    url: str = Field(description="A `data:image/…;base64,…` URL. Remote URLs are refused.")
+    url: str = Field(
+        description="A `data:image/…;base64,…` URL, or an `https:` one of a host that the tenant's policy names."
+    )
 
 
 class TextPart(Strict):
@@ -55,7 +59,10 @@ class TextAndImage(Strict):
     text: str | None = Field(
         None, description="Text of at most `text_length` characters (the tenant's policy)."
     )
-    image: str | None = Field(None, description="A `data:` URL or bare base64 of a JPEG, PNG or WebP.")
+    image: str | None = Field(
+        None,
+        description="A `data:` URL or bare base64 of a JPEG, PNG or WebP, or its `https:` URL where the policy allows.",
+    )
 
 
 def _kind(value: object) -> str | None:
@@ -136,9 +143,17 @@ def name_of(location: tuple[int | str, ...]) -> str:
 
 
 def read_item(
-    side: str | TextAndImage | Content, where: str, text_length: int, *, blank: bool = False
+    side: str | TextAndImage | Content,
+    where: str,
+    text_length: int,
+    *,
+    blank: bool = False,
+    remote_hosts: tuple[str, ...] = (),
 ) -> RawItem:
-    """One side, checked. `blank` lets a text pass that has nothing in it, or white space alone."""
+    """One side, checked. `blank` lets a text pass that has nothing in it, or white space alone.
+
+    An image may be fetched from `remote_hosts`; without any, remote images are off.
+    """
     text: str | None
     image: str | None
     if isinstance(side, str):
@@ -153,7 +168,43 @@ def read_item(
         raise BadRequest(f"{where} is empty; give it a text, an image, or both.", field=where)
     if image is None:
         return RawItem(where, text)
-    return RawItem(where, text or None, _image_bytes(image, image_field), image, image_field)
+    return read_image(image, image_field, where=where, text=text or None, remote_hosts=remote_hosts)
+
+
+def read_image(
+    image: str,
+    image_field: str,
+    *,
+    where: str,
+    text: str | None = None,
+    remote_hosts: tuple[str, ...] = (),
+) -> RawItem:
+    """One side's image with its text: decoded, or the URL at which it may be fetched."""
+    if image[:5].lower() != "data:" and "://" in image[:64]:
+        check_url(image, image_field, remote_hosts)
+        return RawItem(where, text, None, image, image_field, url=image)
+    return RawItem(where, text, _image_bytes(image, image_field), image, image_field)
+
+
+def check_url(url: str, where: str, remote_hosts: tuple[str, ...]) -> None:
+    """Raises `BadRequest` for a URL that no image may be fetched from."""
+    if not remote_hosts:
+        raise BadRequest(
+            "Remote images are off; send the image itself as a data: URL or base64.", field=where
+        )
+    location = read_location(url)
+    if location is None:
+        raise BadRequest(
+            f"An image's URL must be https://host/path in printable ASCII, at most {URL_CHARACTERS} characters,"
+            " without a user and on the usual port.",
+            field=where,
+            limit=URL_CHARACTERS,
+        )
+    if location.host not in remote_hosts:
+        raise BadRequest(
+            "The tenant's policy does not name the host of this URL; send the image itself as a data: URL or base64.",
+            field=where,
+        )
 
 
 def check_text(text: str, where: str, text_length: int) -> None:
@@ -210,10 +261,6 @@ def _image_bytes(value: str, where: str) -> bytes:
         header, comma, payload = value.partition(",")
         if not comma or not header.lower().endswith(";base64"):
             raise BadRequest("A data: URL must hold base64: data:image/png;base64,…", field=where)
-    elif "://" in value[:64]:
-        raise BadRequest(
-            "Remote images are off; send the image itself as a data: URL or base64.", field=where
-        )
     else:
         payload = value
     try:

@@ -6,7 +6,6 @@ that nothing here measures are false with a score of 0 and no input types; ours 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
@@ -18,11 +17,11 @@ from service.api.items import (
     MAX_DOCUMENTS,
     ImageUrl,
     Strict,
-    TextAndImage,
     TextPart,
     check_count,
     check_images,
     complaint,
+    read_image,
     read_item,
 )
 from service.api.requests import PROBLEMS, read_body, require
@@ -172,7 +171,7 @@ def read(body: bytes, policy: Policy) -> tuple[Ask, list[list[int]]]:
     sides = [given] if isinstance(given, str) else given
     names = ["input"] if isinstance(given, str) else [f"input[{index}]" for index in range(len(sides))]
     check_count(len(sides), policy.documents_per_request, "input")
-    items = tuple(_item(side, name, policy.text_length) for side, name in zip(sides, names, strict=True))
+    items = tuple(_item(side, name, policy) for side, name in zip(sides, names, strict=True))
     ask = Ask(
         query=items[0],
         documents=(),
@@ -209,14 +208,15 @@ def tell(opinion: Opinion) -> dict[str, Any]:
     return told
 
 
-def _item(side: str | TextPart | ModeratedImage, where: str, text_length: int) -> RawItem:
+def _item(side: str | TextPart | ModeratedImage, where: str, policy: Policy) -> RawItem:
     if isinstance(side, ModeratedImage):
-        item = read_item(TextAndImage(image=side.image_url.url), where, text_length)
-        return replace(item, image_where=f"{where}.image_url")
+        return read_image(
+            side.image_url.url, f"{where}.image_url", where=where, remote_hosts=policy.fetches_from
+        )
     text = side if isinstance(side, str) else side.text
     if not text:
         raise BadRequest(f"{where} is empty; send a text.", field=where)
-    return read_item(text, where, text_length, blank=True)
+    return read_item(text, where, policy.text_length, blank=True)
 
 
 _BODY: dict[str, Any] = {

@@ -42,6 +42,7 @@ def build_ranking_router(
                     text_length=policy.text_length,
                     documents_limit=policy.documents_per_request,
                     images_limit=policy.images_per_request,
+                    remote_hosts=policy.fetches_from,
                 )
             exchange.named_model = named or model
             if not policy.allows_model(model):

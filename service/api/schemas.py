@@ -175,8 +175,15 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = Field(None, description="Each thing that is wrong, and all of them.")
 
 
-def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: int) -> tuple[Ask, str | None]:
-    """Parse and check a request body against the tenant's limits (characters, documents, images).
+def read(
+    body: bytes,
+    *,
+    text_length: int,
+    documents_limit: int,
+    images_limit: int,
+    remote_hosts: tuple[str, ...] = (),
+) -> tuple[Ask, str | None]:
+    """Parse and check a request body against the tenant's limits (characters, documents, images, remote hosts).
 
     Returns the ask and the model it names. Raises `BadRequest`.
     """
@@ -196,9 +203,9 @@ def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: i
     if instruction is not None:
         check_text(instruction, "instruction", text_length)
     ask = Ask(
-        query=read_item(request.query, "query", text_length),
+        query=read_item(request.query, "query", text_length, remote_hosts=remote_hosts),
         documents=tuple(
-            read_item(side, f"documents[{index}]", text_length)
+            read_item(side, f"documents[{index}]", text_length, remote_hosts=remote_hosts)
             for index, side in enumerate(request.documents)
         ),
         instruction=instruction,

@@ -5,6 +5,8 @@
     structure.py  walks a file before anything decodes it: what it is, how large, where it ends
     jpeg.py, png.py, webp.py   one walk each; they hand on the compressed pixels and nothing else
     pixels.py     decode, flatten, orient, shrink
+    encode.py     clean pixels as a file again, for whoever stores it
+    fetch.py      remote images, where a Policy allows; locations.py says which URLs and addresses
 
 This module is free of Pillow. An image is judged by its content, never by its name or declared type. Metadata
 is dropped before decoding: the decoder is fed a file rebuilt from the parts that carry pixels, so that no
@@ -14,7 +16,7 @@ text chunk, profile, thumbnail or trailing byte ever reaches it, nor anything af
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from models import Pixels
 from service.errors import ImageRejected
@@ -31,6 +33,7 @@ REASONS = (
     "too_complex",
     "timeout",
     "crashed",
+    "unreachable",
 )
 """Why an image is refused; a closed list, part of the API."""
 
@@ -51,6 +54,7 @@ METADATA = (
 """Kinds of metadata that are told apart; all are dropped."""
 
 ImageFormat = Literal["jpeg", "png", "webp"]
+FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,18 @@ class Cleaned:
     """What was found in it, where it was looked for."""
     text: tuple[str, ...] = field(default=(), repr=False)
     """Lines of text that were read in it: as untrusted as any other text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reencoded:
+    """One image as a new file made of its pixels alone, upright and at its full size, and what was left behind."""
+
+    image: bytes = field(repr=False)
+    format: ImageFormat
+    width: int
+    height: int
+    metadata: tuple[str, ...]
+    trailing_bytes: int
 
 
 def reject(reason: str, detail: str, limit: int | None = None) -> ImageRejected:

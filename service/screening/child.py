@@ -21,8 +21,17 @@ from service.errors import ImageRejected
 from service.processes.parent import Parent, name_process
 from service.processes.sandbox import Confinement, Measure, confine
 from service.processes.wire import Detector, Failure, Hello
-from service.screening import ImageLimits
-from service.screening.messages import CleanReply, CleanRequest, Equipment, Rejected, vocabulary
+from service.screening import FORMATS, ImageLimits
+from service.screening.encode import encode, reencode
+from service.screening.messages import (
+    CleanReply,
+    CleanRequest,
+    EncodeReply,
+    EncodeRequest,
+    Equipment,
+    Rejected,
+    vocabulary,
+)
 from service.screening.pixels import DecoderRefused, clean_image, decode, prepare
 from service.screening.signals import IMAGE_DETECTORS, Findings, Looks
 from service.screening.structure import walk
@@ -70,13 +79,18 @@ def main(arguments: list[str]) -> None:
         parent.send(answer(parent.receive(), limits, eyes))
 
 
-def answer(message: object, limits: ImageLimits, eyes: Eyes | None = None) -> CleanReply | Rejected | Failure:
+def answer(
+    message: object, limits: ImageLimits, eyes: Eyes | None = None
+) -> CleanReply | EncodeReply | Rejected | Failure:
     """What to say to one message. Whatever goes wrong with an image is a `Rejected`."""
-    if not isinstance(message, CleanRequest):
+    if not isinstance(message, CleanRequest | EncodeRequest):
         return Failure(getattr(message, "id", 0), "not_asked")
+    if isinstance(message, EncodeRequest) and message.format not in ("", *FORMATS):
+        return Failure(message.id, "not_asked")
     try:
-        cleaned = clean_image(message.image, limits)
-        findings, text = _look(cleaned.pixels, message.looks, eyes)
+        return (
+            _clean(message, limits, eyes) if isinstance(message, CleanRequest) else _encode(message, limits)
+        )
     except ImageRejected as exc:
         limit = exc.limit if isinstance(exc.limit, int) else None
         return Rejected(
@@ -86,6 +100,11 @@ def answer(message: object, limits: ImageLimits, eyes: Eyes | None = None) -> Cl
         return Rejected(
             message.id, "too_complex", "The image needs too much memory; scale it down.", None, spent=True
         )
+
+
+def _clean(message: CleanRequest, limits: ImageLimits, eyes: Eyes | None) -> CleanReply:
+    cleaned = clean_image(message.image, limits)
+    findings, text = _look(cleaned.pixels, message.looks, eyes)
     return CleanReply(
         message.id,
         cleaned.pixels,
@@ -120,12 +139,23 @@ def _equip(argument: str) -> Eyes:
     return eyes
 
 
+def _encode(message: EncodeRequest, limits: ImageLimits) -> EncodeReply:
+    form = next(
+        (name for name in FORMATS if name == message.format), None
+    )  # `answer` knows no other but none
+    again = reencode(message.image, form, limits)
+    return EncodeReply(
+        message.id, again.image, again.format, again.width, again.height, again.metadata, again.trailing_bytes
+    )
+
+
 def _warm_up() -> None:
-    """Decode one picture of each format, so that no import or table is left to load behind the lock."""
+    """Decode and write one picture of each format, so that no import or table is left to load behind the lock."""
     prepare(WARM_UP_LIMITS)
     for encoded in WARM_UPS:
         structure = walk(base64.b64decode(encoded), WARM_UP_LIMITS)
-        decode(replace(structure, orientation=6), sizes=((28, 28),))
+        pixels = decode(replace(structure, orientation=6), sizes=((28, 28),))
+        encode(pixels, structure.format, WARM_UP_LIMITS)
 
 
 def _lock() -> tuple[Measure, ...]:

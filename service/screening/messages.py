@@ -74,6 +74,28 @@ class Rejected:
     spent: bool
 
 
+@dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    """Clean one encoded image and write it again as `format`; as the one that it has where that is empty."""
+
+    id: int
+    image: bytes
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeReply:
+    """The new file, no larger than an image may be; the rest as in `CleanReply`."""
+
+    id: int
+    image: bytes
+    format: str
+    width: int
+    height: int
+    metadata: tuple[str, ...]
+    trailing_bytes: int
+
+
 def vocabulary(limits: ImageLimits) -> Vocabulary:
     """Both sides' messages; no frame larger than the largest image, encoded or clean."""
     largest = max(limits.bytes, MAX_CLEAN_PIXELS * 3) + SPARE_BYTES
@@ -82,5 +104,7 @@ def vocabulary(limits: ImageLimits) -> Vocabulary:
         CleanRequest,
         CleanReply,
         Rejected,
+        EncodeRequest,
+        EncodeReply,
         limits=Limits(envelope_bytes=SPARE_BYTES, frame_bytes=largest),
     )

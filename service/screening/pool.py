@@ -13,17 +13,30 @@ import re
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any, TypeVar, get_args
+from functools import partial
+from typing import Any, TypeVar
 
 from service.errors import ImageRejected, ScreeningLost
 from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
 from service.processes.sandbox import Measure
 from service.processes.wire import Detector
-from service.screening import METADATA, REASONS, Cleaned, ImageFormat, ImageLimits, check_bytes, reject
+from service.screening import (
+    FORMATS,
+    METADATA,
+    REASONS,
+    Cleaned,
+    ImageFormat,
+    ImageLimits,
+    Reencoded,
+    check_bytes,
+    reject,
+)
 from service.screening.messages import (
     MAX_TEXT_CHARACTERS,
     CleanReply,
     CleanRequest,
+    EncodeReply,
+    EncodeRequest,
     Equipment,
     Rejected,
     vocabulary,
@@ -37,9 +50,11 @@ START_S = 30.0
 DETAIL_CHARACTERS = 300
 RULE = re.compile(r"[a-z0-9_.-]{0,64}")
 NO_LOOKS = Looks()
-FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
+SIGNATURES: dict[ImageFormat, bytes] = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
 
 Result = TypeVar("Result")
+Trust = Callable[[Child, object], Result | None]
+"""A child's reply as the gateway believes it, or nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -165,6 +180,15 @@ class Screen:
             raise failures[min(failures)]
         return [results[image] for image in images]
 
+    async def reencode(self, image: bytes, form: ImageFormat | None = None) -> Reencoded:
+        """The image as a new file of its pixels alone, of `form` or of the format that it had.
+
+        Raises ImageRejected, ScreeningLost. Cancelling is safe, as with `clean`.
+        """
+        check_bytes(len(image), self.limits)
+        request = EncodeRequest(next(self._ids), image, form or "")
+        return await self._in_child(request, partial(self._trust_file, form=form))
+
     async def _take(
         self,
         left: Iterator[bytes],
@@ -182,7 +206,8 @@ class Screen:
             index = places[image][0]
             try:
                 check_bytes(len(image), self.limits)
-                results[image] = await self._clean_one(image, looks)
+                request = CleanRequest(next(self._ids), image, looks)
+                results[image] = await self._in_child(request, partial(self._trust_pixels, looks=looks))
             except ImageRejected as exc:
                 exc.index = index
                 failures[index] = exc
@@ -191,13 +216,14 @@ class Screen:
             if failures:
                 return
 
-    async def _clean_one(self, image: bytes, looks: Looks) -> Cleaned:
+    async def _in_child(self, request: CleanRequest | EncodeRequest, trust: Trust[Result]) -> Result:
+        """One image in the next child that is free."""
         slot = await self._idle.get()
         if not self._open:
             self._idle.put_nowait(slot)  # wakes the next one who waits, to the same end
             raise ScreeningLost
         # A task of its own: if the caller goes away, the slot is free again only when its child is.
-        task = self._spawn(self._clean_in(slot, image, looks))
+        task = self._spawn(self._in_slot(slot, request, trust))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -205,10 +231,12 @@ class Screen:
                 raise ScreeningLost from None
             raise
 
-    async def _clean_in(self, slot: _Slot, image: bytes, looks: Looks) -> Cleaned:
+    async def _in_slot(
+        self, slot: _Slot, request: CleanRequest | EncodeRequest, trust: Trust[Result]
+    ) -> Result:
         """One image in one slot, which is then handed back, with a fresh child where the old one is spent."""
         try:
-            return await self._ask(slot, image, looks)
+            return await self._ask(slot, request, trust)
         finally:
             slot.images += 1
             if slot.alive and slot.images < RECYCLE_IMAGES:
@@ -216,57 +244,81 @@ class Screen:
             elif self._open:
                 self._spawn(self._replace(slot))
 
-    async def _ask(self, slot: _Slot, image: bytes, looks: Looks) -> Cleaned:
+    async def _ask(self, slot: _Slot, request: CleanRequest | EncodeRequest, trust: Trust[Result]) -> Result:
         try:
             child = await self._child_of(slot)
         except ChildLost as exc:
             raise ScreeningLost from exc
         try:
             async with asyncio.timeout(self.timeout_s):
-                reply = await child.ask(CleanRequest(next(self._ids), image, looks))
+                reply = await child.ask(request)
         except TimeoutError:
             child.kill("took too long over an image")
             raise reject(
                 "timeout",
-                f"The image took more than {self.timeout_s:g} s to decode. Scale it down or save it again.",
+                f"The image took more than {self.timeout_s:g} s. Scale it down or save it again.",
             ) from None
         except ChildLost:
             if not self._open:
                 raise ScreeningLost from None
             raise _crashed() from None
-        return self._trust(child, reply, looks)
+        if isinstance(reply, Rejected) and reply.reason in REASONS:
+            if reply.spent:
+                child.kill("its decoder choked on an image")
+            raise reject(reply.reason, reply.detail[:DETAIL_CHARACTERS], reply.limit)
+        trusted = trust(child, reply)
+        if trusted is None:  # a child that says what it should not is not asked again
+            child.kill("gave a reply that makes no sense")
+            raise _crashed()
+        return trusted
 
-    def _trust(self, child: Child, reply: object, looks: Looks) -> Cleaned:
-        """A reply as the gateway believes it. A child that says what it should not is not asked again."""
-        match reply:
-            case CleanReply(pixels=pixels) if (
-                pixels.width * pixels.height <= MAX_CLEAN_PIXELS
-                and 1 <= reply.width <= self.limits.side
-                and 1 <= reply.height <= self.limits.side
-                and reply.format in FORMATS
-                and reply.trailing_bytes >= 0
-                and set(reply.metadata) <= set(METADATA)
-                and _may_stand(reply.findings, child.hello.detectors, looks)
-                and sum(map(len, reply.text))
-                <= (MAX_TEXT_CHARACTERS if looks.text is not ImageText.OFF else 0)
-            ):
-                (form,) = (name for name in FORMATS if name == reply.format)
-                return Cleaned(
-                    pixels,
-                    reply.width,
-                    reply.height,
-                    form,
-                    reply.metadata,
-                    reply.trailing_bytes,
-                    reply.findings,
-                    reply.text,
-                )
-            case Rejected(reason=reason, detail=detail, limit=limit) if reason in REASONS:
-                if reply.spent:
-                    child.kill("its decoder choked on an image")
-                raise reject(reason, detail[:DETAIL_CHARACTERS], limit)
-        child.kill("gave a reply that makes no sense")
-        raise _crashed()
+    def _trust_pixels(self, child: Child, reply: object, looks: Looks) -> Cleaned | None:
+        if not (
+            isinstance(reply, CleanReply)
+            and reply.pixels.width * reply.pixels.height <= MAX_CLEAN_PIXELS
+            and self._may_describe(reply)
+            and _may_stand(reply.findings, child.hello.detectors, looks)
+            and sum(map(len, reply.text)) <= (MAX_TEXT_CHARACTERS if looks.text is not ImageText.OFF else 0)
+        ):
+            return None
+        return Cleaned(
+            reply.pixels,
+            reply.width,
+            reply.height,
+            _format(reply.format),
+            reply.metadata,
+            reply.trailing_bytes,
+            reply.findings,
+            reply.text,
+        )
+
+    def _trust_file(self, _child: Child, reply: object, form: ImageFormat | None) -> Reencoded | None:
+        if not (
+            isinstance(reply, EncodeReply)
+            and self._may_describe(reply)
+            and form in (None, reply.format)
+            and len(reply.image) <= self.limits.bytes
+            and reply.image.startswith(SIGNATURES[_format(reply.format)])
+        ):
+            return None
+        return Reencoded(
+            reply.image,
+            _format(reply.format),
+            reply.width,
+            reply.height,
+            reply.metadata,
+            reply.trailing_bytes,
+        )
+
+    def _may_describe(self, reply: CleanReply | EncodeReply) -> bool:
+        """Whether there may be such an image."""
+        return (
+            1 <= reply.width <= self.limits.side
+            and 1 <= reply.height <= self.limits.side
+            and reply.format in FORMATS
+            and reply.trailing_bytes >= 0
+            and set(reply.metadata) <= set(METADATA)
+        )
 
     async def _child_of(self, slot: _Slot) -> Child:
         """The slot's child, started anew where there is none alive. Raises ChildLost."""
@@ -327,6 +379,11 @@ def _may_stand(findings: Findings, detectors: tuple[Detector, ...], looks: Looks
         signal.detector in names and 0.0 <= signal.score <= 1.0 and RULE.fullmatch(signal.rule)
         for signal in findings.signals
     )
+
+
+def _format(name: str) -> ImageFormat:
+    (form,) = (form for form in FORMATS if form == name)
+    return form
 
 
 def _crashed() -> ImageRejected:

@@ -22,10 +22,12 @@ from service.containment import Enforcement
 from service.desk import Desk, build_desk
 from service.fleet.local import LocalFleet
 from service.installation import Installation
+from service.screening.fetch import Network
 from service.settings import Settings
 from tenants.access import Role
 from tenants.audit import decode
 from tenants.database import Database
+from tenants.policy import Policy
 
 Result = TypeVar("Result")
 PUPPET = "tests.integration.fake_worker"
@@ -54,6 +56,17 @@ class Served:
         with self.client(key) as client:
             return client.post("/v1/rerank", json=body)
 
+    def search_key(self, **limits: Any) -> tuple[str, str]:
+        """A new tenant of that Policy: its name, and a search key of its own."""
+
+        async def make() -> tuple[str, str]:
+            name = f"tenant-{secrets.token_hex(8)}"
+            tenant = await self.desk.directory.create_tenant(name, Policy(**limits))
+            _, key = await self.desk.directory.keys.create(tenant.id, Role.SEARCH)
+            return name, key
+
+        return self.wait(make())
+
     def wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of `work`, done in the service's event loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
@@ -69,8 +82,10 @@ class Served:
 
 
 @contextmanager
-def serve(app_url: str, pepper: bytes, master_key: bytes) -> Iterator[Served]:
-    """A service over that database, ready; gone afterwards whatever happened."""
+def serve(
+    app_url: str, pepper: bytes, master_key: bytes, *, network: Network | None = None, **settings: Any
+) -> Iterator[Served]:
+    """A service over that database, ready; gone afterwards whatever happened. `network` is for remote images."""
     installation = Installation(app_url, None, pepper, master_key)
     running: list[Served] = []
     failed: list[BaseException] = []
@@ -78,7 +93,8 @@ def serve(app_url: str, pepper: bytes, master_key: bytes) -> Iterator[Served]:
 
     async def run() -> None:
         fleet = LocalFleet(model="puppet", worker=PUPPET, max_workers=4, spare_workers=1)
-        app = create_app(Settings(model="puppet", screeners=1), installation, fleet=fleet)
+        chosen = Settings(**{"model": "puppet", "screeners": 1, **settings})
+        app = create_app(chosen, installation, fleet=fleet, network=network)
         server = uvicorn.Server(
             uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1)
         )

@@ -432,7 +432,7 @@ async def test_new_detectors_begin_anew_and_old_votes_count_no_more(bench: Bench
 
 async def test_another_policy_and_a_lower_ceiling_hold_at_once(bench: Bench, tenant: TenantId) -> None:
     await bench.vote(tenant, Verdict.HARMFUL, 0.4, 60)
-    await bench.directory.policies.set(tenant, Policy(risk_thresholds=(("hate", 0.7),)))
+    await bench.directory.policies.set(tenant, Policy(risk_thresholds=((Category.HATE, 0.7),)))
     assert await bench.thresholds.in_force(tenant, *HATE) == 0.7
     bench.clock.sleep()
     (change,) = await bench.thresholds.step(tenant)
@@ -498,7 +498,7 @@ async def test_a_rollback_leads_nowhere_that_the_policy_does_not_allow(
     await bench.vote(tenant, Verdict.HARMFUL, 0.4, 60)
     with pytest.raises(ThresholdNotFound):
         await bench.adapting.roll_back(Actor("operator"), tenant, *HATE, version=9)
-    await bench.directory.policies.set(tenant, Policy(risk_thresholds=(("hate", 0.8),)))
+    await bench.directory.policies.set(tenant, Policy(risk_thresholds=((Category.HATE, 0.8),)))
     with pytest.raises(Invalid, match=r"was 0\.59"):
         await bench.adapting.roll_back(Actor("operator"), tenant, *HATE, version=1)
 

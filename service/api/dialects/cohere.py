@@ -125,7 +125,12 @@ class CohereError(BaseModel):
 
 
 def read_v1(
-    body: bytes, *, text_length: int, documents_limit: int, images_limit: int
+    body: bytes,
+    *,
+    text_length: int,
+    documents_limit: int,
+    images_limit: int,
+    remote_hosts: tuple[str, ...] = (),
 ) -> tuple[Ask, str | None]:
     try:
         request = CohereRequestV1.model_validate_json(body)
@@ -138,7 +143,12 @@ def read_v1(
 
 
 def read_v2(
-    body: bytes, *, text_length: int, documents_limit: int, images_limit: int
+    body: bytes,
+    *,
+    text_length: int,
+    documents_limit: int,
+    images_limit: int,
+    remote_hosts: tuple[str, ...] = (),
 ) -> tuple[Ask, str | None]:
     try:
         request = CohereRequestV2.model_validate_json(body)

@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 
 
 class Read(Protocol):
-    """Parse and check a body against the tenant's limits (characters, documents, images).
+    """Parse and check a body against the tenant's limits (characters, documents, images, remote hosts).
 
     Returns the ask and the model it names. Raises `BadRequest`.
     """
 
     def __call__(
-        self, body: bytes, *, text_length: int, documents_limit: int, images_limit: int
+        self,
+        body: bytes,
+        *,
+        text_length: int,
+        documents_limit: int,
+        images_limit: int,
+        remote_hosts: tuple[str, ...] = (),
     ) -> tuple[Ask, str | None]: ...
 
 

@@ -82,7 +82,14 @@ class JinaError(BaseModel):
     detail: str
 
 
-def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: int) -> tuple[Ask, str | None]:
+def read(
+    body: bytes,
+    *,
+    text_length: int,
+    documents_limit: int,
+    images_limit: int,
+    remote_hosts: tuple[str, ...] = (),
+) -> tuple[Ask, str | None]:
     try:
         request = JinaRequest.model_validate_json(body)
     except ValidationError as exc:
@@ -90,9 +97,10 @@ def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: i
     count = len(request.documents)
     check_count(count, documents_limit)
     ask = Ask(
-        query=_item(request.query, "query", text_length),
+        query=_item(request.query, "query", text_length, remote_hosts),
         documents=tuple(
-            _item(side, f"documents[{index}]", text_length) for index, side in enumerate(request.documents)
+            _item(side, f"documents[{index}]", text_length, remote_hosts)
+            for index, side in enumerate(request.documents)
         ),
         instruction=None,
         top_n=min(request.top_n or count, count),
@@ -122,10 +130,10 @@ def complain(trouble: Trouble, exchange: Exchange) -> Complaint:
     return Complaint(trouble.status, {"detail": trouble.detail})
 
 
-def _item(side: str | JinaSide, where: str, text_length: int) -> RawItem:
+def _item(side: str | JinaSide, where: str, text_length: int, remote_hosts: tuple[str, ...]) -> RawItem:
     if isinstance(side, str) and side[:11].lower() == "data:image/":
         side = JinaSide(image=side)
-    return read_item(side, where, text_length)
+    return read_item(side, where, text_length, remote_hosts=remote_hosts)
 
 
 JINA = Dialect(

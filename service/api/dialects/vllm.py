@@ -8,6 +8,7 @@ What cannot change them (`user`, `request_id`, `cache_salt`, `return_documents`)
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,11 +26,11 @@ from service.api.items import (
     read_item,
     string_or_object,
 )
-from service.asks import Ask, RawItem
+from service.asks import Ask
 from service.errors import BadRequest
 
 if TYPE_CHECKING:
-    from service.asks import Exchange
+    from service.asks import Exchange, RawItem
     from service.errors import Trouble
     from service.rerank import Ranking
 
@@ -167,7 +168,12 @@ class VllmError(BaseModel):
 
 
 def read_rerank(
-    body: bytes, *, text_length: int, documents_limit: int, images_limit: int
+    body: bytes,
+    *,
+    text_length: int,
+    documents_limit: int,
+    images_limit: int,
+    remote_hosts: tuple[str, ...] = (),
 ) -> tuple[Ask, str | None]:
     try:
         request = VllmRerankRequest.model_validate_json(body)
@@ -178,8 +184,8 @@ def read_rerank(
         raise BadRequest("documents is empty; send at least 1.", field="documents", limit=1)
     check_count(len(documents), documents_limit)
     ask = Ask(
-        query=_item(request.query, "query", text_length),
-        documents=_items(documents, "documents", text_length),
+        query=_item(request.query, "query", text_length, remote_hosts),
+        documents=_items(documents, "documents", text_length, remote_hosts),
         instruction=_instruction(request, text_length),
         top_n=min(request.top_n or len(documents), len(documents)),
         return_documents=True,
@@ -191,7 +197,12 @@ def read_rerank(
 
 
 def read_score(
-    body: bytes, *, text_length: int, documents_limit: int, images_limit: int
+    body: bytes,
+    *,
+    text_length: int,
+    documents_limit: int,
+    images_limit: int,
+    remote_hosts: tuple[str, ...] = (),
 ) -> tuple[Ask, str | None]:
     try:
         request = VllmScoreRequest.model_validate_json(body)
@@ -210,10 +221,10 @@ def read_score(
             " input lengths must be either 1:1, 1:N or N:N.",
             field=first,
         )
-    asked = _items(queries, first, text_length)
+    asked = _items(queries, first, text_length, remote_hosts)
     ask = Ask(
         query=asked[0],
-        documents=_items(documents, second, text_length),
+        documents=_items(documents, second, text_length, remote_hosts),
         instruction=_instruction(request, text_length),
         top_n=len(documents),
         return_documents=False,
@@ -284,16 +295,20 @@ def complain(trouble: Trouble, exchange: Exchange) -> Complaint:
     return Complaint(status, {"error": info})
 
 
-def _items(sides: list[str | Content], name: str, text_length: int) -> tuple[RawItem, ...]:
-    return tuple(_item(side, f"{name}[{index}]", text_length) for index, side in enumerate(sides))
+def _items(
+    sides: list[str | Content], name: str, text_length: int, remote_hosts: tuple[str, ...]
+) -> tuple[RawItem, ...]:
+    return tuple(
+        _item(side, f"{name}[{index}]", text_length, remote_hosts) for index, side in enumerate(sides)
+    )
 
 
-def _item(side: str | Content, where: str, text_length: int) -> RawItem:
-    item = read_item(side, where, text_length, blank=True)
+def _item(side: str | Content, where: str, text_length: int, remote_hosts: tuple[str, ...]) -> RawItem:
+    item = read_item(side, where, text_length, blank=True, remote_hosts=remote_hosts)
     if isinstance(side, str):
         return item
     parts = [part.model_dump(exclude_unset=True) for part in side.content]
-    return RawItem(where, item.text, item.image, item.sent_image, item.image_where, sent=parts)
+    return replace(item, sent=parts)
 
 
 def _names(request: VllmScoreRequest) -> tuple[str, str]:

@@ -62,7 +62,14 @@ class VoyageError(BaseModel):
     detail: str
 
 
-def read(body: bytes, *, text_length: int, documents_limit: int, images_limit: int) -> tuple[Ask, str | None]:
+def read(
+    body: bytes,
+    *,
+    text_length: int,
+    documents_limit: int,
+    images_limit: int,
+    remote_hosts: tuple[str, ...] = (),
+) -> tuple[Ask, str | None]:
     try:
         request = VoyageRequest.model_validate_json(body)
     except ValidationError as exc:

@@ -1,0 +1,54 @@
+"""The way of one image that is only to be cleaned: the stages of `rerank.py` without a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from service.errors import ImageRejected, describe
+from service.watch import metrics
+
+if TYPE_CHECKING:
+    from service.asks import Ask, Exchange
+    from service.ledger import Ledger
+    from service.screening import ImageFormat, Reencoded
+    from service.screening.fetch import Fetcher
+    from service.screening.pool import Screen
+
+
+class CleanImage:
+    """From an ask whose query is one image to a file of its pixels. One instance serves every request."""
+
+    def __init__(self, *, ledger: Ledger, screen: Screen, fetch: Fetcher) -> None:
+        self.ledger = ledger
+        self.screen = screen
+        self.fetch = fetch
+
+    async def __call__(self, exchange: Exchange, ask: Ask, form: ImageFormat | None) -> Reencoded:
+        """Hold, fetch, clean, settle. Raises what `service.errors.TABLE` knows."""
+        assert exchange.caller is not None
+        with exchange.stage("hold"):
+            hold = await self.ledger.hold(exchange, ask, None)
+        try:
+            async with exchange.while_connected():
+                ask = await self.fetch(exchange, exchange.caller.policy.fetches_from, ask)
+                with exchange.stage("clean"):
+                    cleaned = await self._clean(ask, form)
+        except BaseException as exc:
+            # Shielded: however this ends, no slot stays held and no decision is without its entry.
+            await asyncio.shield(self.ledger.settle_refused(exchange, hold, ask, describe(exc)))
+            raise
+        with exchange.stage("settle"):
+            await asyncio.shield(self.ledger.settle_cleaned(exchange, hold, ask, cleaned))
+        for stage, elapsed_ms in exchange.stages_ms.items():
+            metrics.STAGE_SECONDS.labels(stage).observe(elapsed_ms / 1000)
+        metrics.IMAGES.inc()
+        return cleaned
+
+    async def _clean(self, ask: Ask, form: ImageFormat | None) -> Reencoded:
+        assert ask.query.image is not None, "fetched, or sent"
+        try:
+            return await self.screen.reencode(ask.query.image, form)
+        except ImageRejected as exc:
+            exc.field = ask.query.image_where
+            raise
