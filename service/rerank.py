@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from service.ledger import Ledger
     from service.screened import Screened
     from service.screening.fetch import Fetcher
-    from service.vetting import Vetting
+    from service.vetting import Begun, Vetting
     from tenants.access import Caller
 
 
@@ -108,6 +108,11 @@ class Rerank:
             return await self._rank(exchange, exchange.caller, ask)
 
     async def _rank(self, exchange: Exchange, caller: Caller, ask: Ask) -> Ranking:
+        """Short texts are read while quota is held: both are waits, for different processes."""
+        with self.vetting.reading(exchange, ask) as begun:
+            return await self._rank_read(exchange, caller, ask, begun)
+
+    async def _rank_read(self, exchange: Exchange, caller: Caller, ask: Ask, begun: Begun) -> Ranking:
         """Hold, fetch, screen, score, rank, settle.
 
         Nothing stays held, but where the database goes away between hold and settle: then until the hold's lease ends.
@@ -118,7 +123,7 @@ class Rerank:
             async with exchange.while_connected():
                 left_s = partial(self._left_s, exchange)
                 ask = await self.fetch(exchange, caller.policy.fetches_from, ask)
-                screened = await self.vetting(exchange, ask, left_s=left_s)
+                screened = await self.vetting(exchange, ask, left_s=left_s, begun=begun)
                 left = Left.of(ask, screened)
                 with exchange.stage("score"):
                     party = Party.of(str(caller.tenant), caller.policy)

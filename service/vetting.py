@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,14 @@ GREY = (0.3, 0.8)
 """Scores between which the detectors neither clear an image nor are sure of it."""
 IN_IMAGE = "image_text"
 """Begins the rule of what was found in text that was read in an image."""
+EARLY_CHARACTERS = 32_768
+"""So much text is read while quota is being held: some 5 ms of the reader."""
 NO_LOOKS = Looks()
 NOTHING = Verdict(Action.ALLOW, (), 0.0, ())
+
+
+Begun = asyncio.Task[list[Part]] | None
+"""The reading of an ask's texts, where it has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +74,39 @@ class Vetting:
         self._fleet = fleet
         self._tables = load_calibration()
 
-    async def __call__(self, exchange: Exchange, ask: Ask, *, left_s: Callable[[], float]) -> Screened:
+    @contextmanager
+    def reading(self, exchange: Exchange, ask: Ask) -> Iterator[Begun]:
+        """Begin to read an ask's texts before its quota is held, to be handed to the call; dropped at the block's end.
+
+        Of a long ask nothing is read yet: who is over a limit must not cost more than to be told so.
+        """
+        items, query = _sided(ask)
+        if sum(len(item.text or "") for item, _ in items) > EARLY_CHARACTERS:
+            yield None
+            return
+        begun = asyncio.create_task(self._read_items(_caller(exchange), items, query, ask.instruction))
+        begun.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, if nobody asks
+        try:
+            yield begun
+        finally:
+            begun.cancel()
+
+    async def __call__(
+        self,
+        exchange: Exchange,
+        ask: Ask,
+        *,
+        left_s: Callable[[], float],
+        begun: Begun = None,
+    ) -> Screened:
         """Screen all of an ask. Raises `ContentRefused` besides what `screen` raises.
 
         Where scores are asked for in the request's order there is no place for a gap, nor for another order: a document
         is judged there as a query is.
         """
-        queries = len(ask.items) - len(ask.documents)
-        side = Side.DOCUMENT if ask.ranked else Side.QUERY
-        items = [(item, Side.QUERY if place < queries else side) for place, item in enumerate(ask.items)]
+        items, query = _sided(ask)
         screened = await self.screen(
-            exchange,
-            items,
-            query=None if ask.queries else ask.query.text,
-            instruction=ask.instruction,
-            left_s=left_s,
+            exchange, items, query=query, instruction=ask.instruction, left_s=left_s, begun=begun
         )
         screened.refuse()
         return screened
@@ -95,6 +120,7 @@ class Vetting:
         query: str | None = None,
         instruction: str | None = None,
         flags_only: bool = False,
+        begun: Begun = None,
     ) -> Screened:
         """A verdict on each text and image; nothing is refused yet. The exchange keeps what was decided.
 
@@ -105,7 +131,8 @@ class Vetting:
         """
         caller = _caller(exchange)
         with exchange.stage("clean"):
-            parts, pixels = await self._look(caller, items, query, instruction)
+            reading = begun or self._read_items(caller, items, query, instruction)
+            parts, pixels = await self._look(caller, items, query, reading)
         versions = {mode: self._version(mode) for mode in Mode}
         rules = Rules.of(
             caller.policy,
@@ -144,22 +171,23 @@ class Vetting:
         caller: Caller,
         items: Sequence[tuple[RawItem, Side]],
         query: str | None,
-        instruction: str | None,
+        reading: Awaitable[list[Part]],
     ) -> tuple[list[Part], dict[str, Pixels]]:
         """The parts, by item, and the clean images by their items' `where`."""
-        pixels: dict[str, Pixels] = {}
         if all(item.image is None for item, _ in items):
-            parts = await self._read_items(caller, items, query, instruction)
-        else:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    reading = group.create_task(self._read_items(caller, items, query, instruction))
-                    seeing = group.create_task(self._see_items(caller, items, query))
-            except ExceptionGroup as failures:  # the other was cancelled: what failed first is the answer
-                raise failures.exceptions[0] from None
-            seen, pixels = seeing.result()
-            parts = sorted(reading.result() + seen, key=lambda part: part.item)
-        return parts, pixels
+            return await reading, {}
+
+        async def read() -> list[Part]:
+            return await reading
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                texts = group.create_task(read())
+                images = group.create_task(self._see_items(caller, items, query))
+        except ExceptionGroup as failures:  # the other was cancelled: what failed first is the answer
+            raise failures.exceptions[0] from None
+        seen, pixels = images.result()
+        return sorted(texts.result() + seen, key=lambda part: part.item), pixels
 
     async def _read_items(
         self,
@@ -256,6 +284,14 @@ class Vetting:
             party=Party.of(str(caller.tenant), caller.policy),
         )
         return questions.answers(scored.scores.margins)
+
+
+def _sided(ask: Ask) -> tuple[list[tuple[RawItem, Side]], str | None]:
+    """An ask's items, each with how it is judged, and the one query that documents are compared with."""
+    queries = len(ask.items) - len(ask.documents)
+    side = Side.DOCUMENT if ask.ranked else Side.QUERY
+    items = [(item, Side.QUERY if place < queries else side) for place, item in enumerate(ask.items)]
+    return items, None if ask.queries else ask.query.text
 
 
 def own_lists(policy: Policy) -> tuple[OwnList, ...]:
