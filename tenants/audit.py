@@ -98,7 +98,8 @@ class Entry:
     """Limits in shadow that would have refused it, where there are any; else the bytes have no such key."""
     details: Mapping[str, object] = field(default_factory=dict)
     """Of an `admin.…` operation: what was changed. Of a `score` pair by pair: `queries`, one for each document. Of
-    a `clean_image`: what was `removed`, and `trailing_bytes`. In integers, strings, lists and objects of them; else no such key."""
+    a `clean_image`: what was `removed`, and `trailing_bytes`. In integers, strings, lists and objects of them; else no
+    such key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from service.api import items, schemas
 from service.api.admin import shapes
 from service.api.dialects import DIALECTS
 from service.api.door import OPEN_PATHS
+from service.api.images import CLEAN_PATH, CleanImageAnswer, CleanImageRequest
 from service.api.usage import KeySpans, LimitState, UsageAnswer, Used
 from service.app import create_app
 from service.errors import TABLE, describe
@@ -94,7 +95,7 @@ def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> 
     sorted(
         {path for path in OPEN_PATHS if "." not in path}
         | {path for dialect in DIALECTS for path in dialect.paths}
-        | {"/v1/models", "/v1/usage", "/metrics", *SESSIONS}
+        | {CLEAN_PATH, "/v1/models", "/v1/usage", "/metrics", *SESSIONS}
     ),
 )
 def test_every_path_stands_in_the_api_page(path: str) -> None:
@@ -146,6 +147,7 @@ def test_every_field_of_an_administrators_answer_stands_in_its_page(shape: type[
         *items.TextAndImage.model_fields,
         *items.Content.model_fields,
         *schemas.SessionRequest.model_fields,
+        *CleanImageRequest.model_fields,
     ],
 )
 def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
@@ -164,6 +166,7 @@ def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
         schemas.SessionUse,
         schemas.SessionAnswer,
         schemas.OpenSessions,
+        CleanImageAnswer,
         UsageAnswer,
         Used,
         LimitState,
