@@ -28,6 +28,7 @@ from service.api.admin.threshold_shapes import (
 )
 from service.api.dialects import DIALECTS
 from service.api.door import OPEN_PATHS
+from service.api.images import CLEAN_PATH, CleanImageAnswer, CleanImageRequest
 from service.api.usage import KeySpans, LimitState, UsageAnswer, Used
 from service.app import create_app
 from service.errors import TABLE, describe
@@ -103,7 +104,7 @@ def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> 
     sorted(
         {path for path in OPEN_PATHS if "." not in path}
         | {path for dialect in DIALECTS for path in dialect.paths}
-        | {"/v1/models", "/v1/moderations", "/v1/usage", "/metrics", *SESSIONS}
+        | {CLEAN_PATH, "/v1/models", "/v1/moderations", "/v1/usage", "/metrics", *SESSIONS}
     ),
 )
 def test_every_path_stands_in_the_api_page(path: str) -> None:
@@ -164,6 +165,7 @@ def test_every_field_of_an_administrators_answer_stands_in_its_page(shape: type[
         *items.Content.model_fields,
         *schemas.SessionRequest.model_fields,
         *moderations.ModerationRequest.model_fields,
+        *CleanImageRequest.model_fields,
     ],
 )
 def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
@@ -185,6 +187,7 @@ def test_every_field_of_a_request_stands_in_the_api_page(field: str) -> None:
         schemas.ScreenedItem,
         moderations.ModerationAnswer,
         moderations.ModerationResult,
+        CleanImageAnswer,
         UsageAnswer,
         Used,
         LimitState,
