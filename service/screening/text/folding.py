@@ -34,6 +34,10 @@ _TAGS = range(0xE0000, 0xE1000)
 _FLAG = 0x1F3F4
 """The black flag that opens a flag made of tags, their only use in honest text."""
 
+_ASCII_BLANKS = b"\x0b\x0c\x1c\x1d\x1e\x1f"
+_ASCII_CONTROLS = bytes(c for c in (*range(32), 127) if c not in b"\t\n\r" + _ASCII_BLANKS)
+_ASCII_LOWER = bytes(32 if c in _ASCII_BLANKS else ord(chr(c).lower()) for c in range(128)) + bytes(128)
+
 _INVISIBLE_LETTERS = (0x115F, 0x1160, 0x3164, 0xFFA0, 0x034F)
 _BLANK = (0x2800,)
 
@@ -63,7 +67,7 @@ class Folded:
 def fold(text: str) -> Folded:
     """`text` as it would be read. Never raises on any `str`, lone surrogates included."""
     if text.isascii():
-        return Folded(text.lower(), 0, "", 0)
+        return Folded(text.encode().translate(_ASCII_LOWER, _ASCII_CONTROLS).decode(), 0, "", 0)
     codes = _codes(text)
     hidden = _hidden(codes)
     overrides = int(np.count_nonzero((codes == 0x202D) | (codes == 0x202E)))
@@ -146,6 +150,7 @@ def _fold_table() -> CodePoints:
     for first, last in ((0x1F100, 0x1F200), (0x2F800, 0x2FA20)):
         for code in range(first, last):
             table[code] = _read_as(code, table)
+    table[0xD800:0xE000] = 0xFFFD  # half of a pair: no text of UTF-8, and nothing else takes it
     for code in _INVISIBLE_LETTERS:
         table[code] = _DROPPED
     for code in _BLANK:

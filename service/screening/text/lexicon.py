@@ -9,6 +9,7 @@ benign phrase are left out.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -61,16 +62,7 @@ class Automaton:
             for number, start, end in matches
             for list_index, term in self._meant[number]
         ]
-        benign = [find for find in finds if find.term.level is Level.BENIGN]
-        return [
-            find
-            for find in finds
-            if find.term.level is not Level.BENIGN
-            and not any(
-                cover.start <= find.start and find.end <= cover.end and cover.list_index == find.list_index
-                for cover in benign
-            )
-        ]
+        return _uncovered(finds)
 
 
 class Lexicon:
@@ -163,9 +155,39 @@ def _run_patterns(latin: Sequence[tuple[int, Term]]) -> Iterable[tuple[str, int,
             yield f"\n{bare}\n", list_index, term
 
 
+def _uncovered(finds: list[_Find]) -> list[_Find]:
+    """The finds that say something, but for those within a benign phrase of their list."""
+    reach: dict[int, tuple[list[int], list[int]]] = {}
+    for benign in sorted(
+        (find for find in finds if find.term.level is Level.BENIGN), key=lambda find: find.start
+    ):
+        # By list: where benign phrases start, and how far those that started until there reach at most.
+        starts, ends = reach.setdefault(benign.list_index, ([], []))
+        starts.append(benign.start)
+        ends.append(max(benign.end, ends[-1] if ends else 0))
+    return [
+        find
+        for find in finds
+        if find.term.level is not Level.BENIGN and not _is_within(find, reach.get(find.list_index))
+    ]
+
+
+def _is_within(find: _Find, reach: tuple[list[int], list[int]] | None) -> bool:
+    if reach is None:
+        return False
+    starts, ends = reach
+    before = bisect_right(starts, find.start)
+    return before > 0 and ends[before - 1] >= find.end
+
+
 def _touching(finds: list[_Find], spans: Sequence[tuple[int, int]]) -> list[_Find]:
-    """Those finds that touch a bent word; `spans` are in order, as are few."""
-    return [find for find in finds if any(start < find.end and find.start < end for start, end in spans)]
+    """Those finds that touch a bent word; `spans` are in order and apart."""
+    ends = [end for _, end in spans]
+    return [
+        find
+        for find in finds
+        if (first := bisect_right(ends, find.start)) < len(spans) and spans[first][0] < find.end
+    ]
 
 
 def _digest(lists: Sequence[TermList]) -> str:

@@ -22,7 +22,6 @@ LEET = str.maketrans("013456789@$!|+€¢£¥", "oieasgtbgasiiteciy")
 """Digits and signs by the letter that they stand for; 1, ! and | are i, and so is l in a skeleton."""
 
 _SIGNS = b"@$!|+"
-_CONTROLS = bytes(c for c in range(32) if c not in b"\t\n\r\x0b\x0c") + b"\x7f"
 _WORD_BYTES = bytes(c if chr(c).isalnum() else 32 for c in range(128)) + bytes(128)
 _TOKEN_BYTES = bytes(c if chr(c).isalnum() or c in _SIGNS else 32 for c in range(128)) + bytes(128)
 _LENGTH_BYTES = bytes(119 if chr(c).isalnum() else 32 for c in range(128)) + bytes(128)
@@ -85,7 +84,7 @@ def view(text: str) -> Views:
     plain = folded.text
     if plain.isascii():
         raw = plain.encode()
-        tokens_raw, words_raw = raw.translate(_TOKEN_BYTES, _CONTROLS), raw.translate(_WORD_BYTES, _CONTROLS)
+        tokens_raw, words_raw = raw.translate(_TOKEN_BYTES), raw.translate(_WORD_BYTES)
         words = words_raw.decode().split()
         tokens = words if tokens_raw == words_raw else tokens_raw.decode().split()
         hanzi = ""
@@ -108,7 +107,11 @@ def view(text: str) -> Views:
 def skeleton(word: str) -> str:
     """What is left of a word (or words) when digits are read as letters, l as i, and doubled letters as one."""
     if not word.isalnum():
-        word = word.strip("!|+")
+        word = word.strip("!|")
+    return _skeleton(word)
+
+
+def _skeleton(word: str) -> str:
     return _DOUBLED.sub(r"\1", word.translate(LEET).replace("l", "i"))
 
 
@@ -132,6 +135,14 @@ def bend(views: Views, odd: Iterable[int]) -> tuple[str, tuple[tuple[int, int], 
         parts.append(part)
         length += len(part)
         previous = index
+    for index in sorted(bent):
+        if views.tokens[index].endswith(
+            ("!", "|")
+        ):  # the mark of a sentence's end, or the last letter of a word
+            part = f"{_skeleton(views.tokens[index])} "
+            parts.append(f"\n {part}")
+            spans.append((length + 2, length + 1 + len(part)))
+            length += 2 + len(part)
     return "".join(parts), tuple(spans)
 
 
@@ -144,7 +155,7 @@ def _odd(tokens: list[str], words: str) -> list[int]:
 
 def _is_leet(token: str) -> bool:
     """Whether signs or digits stand among letters. A number, a version, a sign at the end are not that."""
-    core = token.strip("!|+")
+    core = token.strip("!|")
     return not (core.isalpha() or core.isdigit() or not core) and any(map(str.isalpha, core))
 
 
