@@ -70,7 +70,10 @@ def tiles(picture: RGB) -> tuple[RGB, ...]:
 def _content(picture: RGB) -> Box | None:
     """What the margins leave; None where there are no margins or nothing is left."""
     height, width = picture.shape[:2]
-    small = shrink(picture).astype(np.float32)
+    copy = shrink(picture)
+    if not any(_is_plain(line) for line in (copy[0], copy[-1], copy[:, 0], copy[:, -1])):
+        return None  # most pictures end here
+    small = copy.astype(np.float32)
     top, bottom = _margins(small)
     left, right = _margins(small.transpose(1, 0, 2))
     rows, columns = small.shape[:2]
@@ -93,6 +96,11 @@ def _margins(lines: npt.NDArray[np.float32]) -> tuple[int, int]:
     means = lines.mean(axis=1)
     plain = lines.std(axis=1).max(axis=1) < FRAME_STD
     return _run(means, plain), _run(means[::-1], plain[::-1])
+
+
+def _is_plain(line: RGB) -> bool:
+    """Of uint8 [pixels, 3]."""
+    return float(line.std(axis=0).max()) < FRAME_STD
 
 
 def _run(means: npt.NDArray[np.float32], plain: npt.NDArray[np.bool_]) -> int:

@@ -53,7 +53,7 @@ def glance(
 
     Raises NetFailed.
     """
-    pieces = (picture, *tiles(picture))
+    pieces = tuple(nets.approach(piece) for piece in (picture, *tiles(picture)))
     middles = [nets.crop(piece) for piece in pieces]
     nsfw, features = _ask_nsfw(open_nsfw, middles)
     first = _ask_safety(image_safety, [nets.pad(piece) for piece in pieces])

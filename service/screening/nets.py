@@ -33,6 +33,7 @@ MARGIN_SIDE = 256
 MEAN_BGR = np.array([104, 117, 123], np.float32)
 """Of the Caffe models that open_nsfw was trained from."""
 BLUR_SIGMA = 10.0
+NEAR = 1.8
 FEATURES = "Reshape:0"
 """open_nsfw's pooled features, 1,024 of them: the last tensor before its classifier."""
 FEATURE_COUNT = 1024
@@ -138,6 +139,18 @@ class ImageSafety:
         return Safety(gore=scores[:, 0], sexual=scores[:, 1])
 
 
+def approach(picture: RGB) -> RGB:
+    """A copy by area averaging that is still near twice as large as any view: every view of it costs less, and is the same
+    but for rounding. The picture itself where it is not much larger.
+    """
+    height, width = picture.shape[:2]
+    factor = int(min(height, width) / (NEAR * MARGIN_SIDE))
+    if factor < 2:
+        return picture
+    size = (round(width / factor), round(height / factor))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def crop(picture: RGB) -> RGB:
     """open_nsfw's own view: squeezed to 256 × 256, then the middle 224 × 224. It loses the outer sixteenth."""
     cut = (MARGIN_SIDE - SIDE) // 2
@@ -187,7 +200,7 @@ def run(name: str, session: Any, outputs: list[str], inputs: dict[str, Floats]) 
 
 def _resize(picture: RGB, height: int, width: int, kernel: Resampling) -> RGB:
     """Pillow's filters widen with the scale, as those do that the networks were trained behind; OpenCV's do not."""
-    image = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), kernel, reducing_gap=3.0)
+    image = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), kernel)
     return np.asarray(image)
 
 

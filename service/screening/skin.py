@@ -57,6 +57,10 @@ def shrink(picture: RGB, side: int = SIDE) -> RGB:
     longest = max(height, width)
     if longest <= side:
         return picture
+    whole = round(longest / (2 * side))
+    if whole > 1 and min(height, width) >= 2 * whole:  # whole factors are five times as fast
+        reduced = cv2.resize(picture, (width // whole, height // whole), interpolation=cv2.INTER_AREA)
+        picture = _uint8(reduced)
     size = (max(1, round(width * side / longest)), max(1, round(height * side / longest)))
     return _uint8(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
 
