@@ -85,13 +85,13 @@ class Settings(BaseSettings):
     )
     image_nets: bool = Field(
         True,
-        description="Screening processes load the two networks for nudity and gore (about 180 MB each); `false`: where"
+        description="Screening processes load the two networks for nudity and gore (210 MB each); `false`: where"
         " a policy asks for them, they count as failed.",
     )
     image_text: bool = Field(
         True,
-        description="Screening processes load the two networks that read text in images (about 170 MB each); `false`:"
-        " where a policy asks for them, they count as failed.",
+        description="Screening processes load the two networks that read text in images (30 MB each, more while they read);"
+        " `false`: where a policy asks for them, they count as failed.",
     )
     image_heads: DirectoryPath | None = Field(
         None,

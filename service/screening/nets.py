@@ -176,9 +176,14 @@ def pad(picture: RGB) -> RGB:
     return np.asarray(ground, np.uint8)
 
 
-def open_session(model: bytes) -> Any:
-    """A session on one thread of the CPU, which sleeps while it has nothing to do."""
+def open_session(model: bytes, *, keeps_memory: bool = True) -> Any:
+    """A session on one thread of the CPU, which sleeps while it has nothing to do.
+
+    One that does not keep its memory between runs is for inputs of many sizes.
+    """
     options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = keeps_memory
+    options.enable_mem_pattern = keeps_memory
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

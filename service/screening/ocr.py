@@ -78,8 +78,8 @@ class TextReader:
     name = "ocr"
 
     def __init__(self) -> None:
-        self._detection = open_session(DETECTION.read())
-        self._recognition = open_session(RECOGNITION.read())
+        self._detection = open_session(DETECTION.read(), keeps_memory=False)
+        self._recognition = open_session(RECOGNITION.read(), keeps_memory=False)
         listed = self._recognition.get_modelmeta().custom_metadata_map["character"].splitlines()
         self._characters = ["", *listed, " "]  # 0 is CTC's blank
 
