@@ -26,9 +26,6 @@
     ├── KeySetMissing           an issuer's keys are not there: retryable
     ├── EntryInvalid            the bytes are not an entry of the log
     ├── ProofInvalid            a proof, checkpoint or signature of the log that does not hold
-    ├── LogBroken               the log in the database is not the one that was signed; nothing is added to it
-    ├── ReceiptNotFound         no such entry of this tenant
-    ├── ReceiptPending          the entry is written, and not in a signed tree yet: retryable
     ├── SealBroken              a wrapped secret does not open: wrong master key, or altered bytes
     ├── DatabaseUnavailable     retryable; nothing is known to have happened
     ├── UnsafeRole              the runtime role could step over row security; the service must not start
@@ -224,18 +221,6 @@ class EntryInvalid(TenancyError):
 
 class ProofInvalid(TenancyError):
     """The proof does not hold."""
-
-
-class LogBroken(TenancyError):
-    """The stored log is not the one that was signed."""
-
-
-class ReceiptNotFound(TenancyError):
-    """There is no such receipt."""
-
-
-class ReceiptPending(TenancyError):
-    """The entry is written and will be in the signed log shortly. Try again."""
 
 
 class SealBroken(TenancyError):
