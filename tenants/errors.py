@@ -28,6 +28,7 @@
     ├── KeySetInvalid           an issuer's keys cannot be used
     ├── KeySetMissing           an issuer's keys are not there: retryable
     ├── EntryInvalid            the bytes are not an entry of the log
+    ├── ProofInvalid            a proof, checkpoint or signature of the log that does not hold
     ├── SealBroken              a wrapped secret does not open: wrong master key, or altered bytes
     ├── DatabaseUnavailable     retryable; nothing is known to have happened
     ├── UnsafeRole              the runtime role could step over row security; the service must not start
@@ -231,6 +232,10 @@ class KeySetMissing(TenancyError):
 
 class EntryInvalid(TenancyError):
     """These bytes are not an entry of the log."""
+
+
+class ProofInvalid(TenancyError):
+    """The proof does not hold."""
 
 
 class SealBroken(TenancyError):

@@ -20,6 +20,7 @@ from tenants.errors import (
     KeyMalformed,
     KeySetInvalid,
     KeyUnknown,
+    ProofInvalid,
     QuotaExceeded,
     RequestTooCostly,
     SchemaOutdated,
@@ -33,6 +34,7 @@ from tenants.errors import (
 NOT_AT_THE_EDGE: dict[type[Exception], str] = {
     JobExpired: "a worker; its caller got DeadlineExceeded at the same moment",
     EntryInvalid: "a bug of ours, or a log that was altered: a 500 without a word, and an alarm",
+    ProofInvalid: "a log that was altered: whoever verifies is told; to a caller a 500 without a word",
     SealBroken: "a wrong master key: a 500 without a word, and an alarm",
     InvalidIdentities: "the start, which it ends",
     KeySetInvalid: "beside the requests: the log; callers get KeySetMissing once no keys are left",
