@@ -41,7 +41,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	@touch $@
 
 test: install-dev ## The whole suite, against a real Postgres and real worker processes
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: install-dev ## Format, lint, types, import contract, file sizes
 	@$(BIN)/ruff format --check .

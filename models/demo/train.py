@@ -361,17 +361,8 @@ def main(arguments: list[str] | None = None) -> int:
     corpus = data.load_corpus(chosen.data, chosen.run, with_pixels=not chosen.export)
     tokenizer = load_tokenizer(corpus)
     model = build_model(tokenizer, chosen.seed).to(chosen.device)
-    run = Run(
-        chosen.run,
-        model,
-        corpus,
-        Packer(tokenizer),
-        tokenizer,
-        chosen.seed,
-        workers,
-        chosen.device,
-        chosen.rate,
-    )
+    at, device = chosen.run, chosen.device
+    run = Run(at, model, corpus, Packer(tokenizer), tokenizer, chosen.seed, workers, device, chosen.rate)
     run.limit_s = chosen.minutes * 60
     run.extra.to(chosen.device)
     checkpoint = chosen.run / "checkpoint.safetensors"
