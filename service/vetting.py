@@ -251,7 +251,9 @@ class Vetting:
     async def _clean(self, caller: Caller, items: Sequence[RawItem]) -> tuple[list[Seen], dict[str, Pixels]]:
         """What is seen in each image, and its pixels. What is known already is decoded and not looked at again."""
         tenant = str(caller.tenant)
-        looks = Looks(risk=True, text=caller.policy.image_text)
+        policy = caller.policy
+        risk = any(policy.action(category) is not Action.ALLOW for category in Category)  # else nobody asks
+        looks = Looks(risk=risk, text=policy.image_text)
         context = repr((_versions(self._screen.detectors), looks)).encode()
         keys = [self._recall.key(tenant, b"image\0" + (item.image or b""), context) for item in items]
         seen: dict[int, Seen] = {}

@@ -49,7 +49,8 @@ def asked(dialect: Dialect, body: object = None, /, **fields: Any) -> Ask:
 
 def read(dialect: Dialect, body: object, **limits: int) -> tuple[Ask, str | None]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return dialect.read(raw, **{"text_length": 100, "documents_limit": 10, "images_limit": 3, **limits})
+    bounds: dict[str, Any] = {"text_length": 100, "documents_limit": 10, "images_limit": 3}
+    return dialect.read(raw, **(bounds | limits))
 
 
 def refused(dialect: Dialect, body: object = None, /, **fields: Any) -> BadRequest:

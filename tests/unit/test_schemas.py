@@ -24,9 +24,8 @@ URL = f"data:image/png;base64,{BARE}"
 
 def asked(body: object, **limits: int) -> Ask:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read(raw, **{"text_length": TEXT_LENGTH, "documents_limit": 10, "images_limit": IMAGES, **limits})[
-        0
-    ]
+    bounds: dict[str, Any] = {"text_length": TEXT_LENGTH, "documents_limit": 10, "images_limit": IMAGES}
+    return read(raw, **(bounds | limits))[0]
 
 
 def refused(body: object, **limits: int) -> BadRequest:
