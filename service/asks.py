@@ -102,6 +102,12 @@ class Exchange:
     hung_up: Callable[[], Awaitable[None]] | None = None
     """Returns once the caller has closed the connection. Unset until the body was read: before, it would eat it."""
 
+    @property
+    def known_caller(self) -> Caller:
+        """Who asks. Only behind the door, which lets nobody in without a caller."""
+        assert self.caller is not None, "the door lets nobody in without a caller"
+        return self.caller
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure one stage, in milliseconds, also when it raises."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from service.errors import ImageRejected, describe
+from service.errors import ImageRejected
 from service.watch import metrics
 
 if TYPE_CHECKING:
@@ -26,20 +26,13 @@ class CleanImage:
 
     async def __call__(self, exchange: Exchange, ask: Ask, form: ImageFormat | None) -> Reencoded:
         """Hold, fetch, clean, settle. Raises what `service.errors.TABLE` knows."""
-        assert exchange.caller is not None
-        with exchange.stage("hold"):
-            hold = await self.ledger.hold(exchange, ask, None)
-        try:
-            async with exchange.while_connected():
-                ask = await self.fetch(exchange, exchange.caller.policy.fetches_from, ask)
-                with exchange.stage("clean"):
-                    cleaned = await self._clean(ask, form)
-        except BaseException as exc:
-            # Shielded: however this ends, no slot stays held and no decision is without its entry.
-            await asyncio.shield(self.ledger.settle_refused(exchange, hold, ask, describe(exc)))
-            raise
+        async with self.ledger.holding(exchange, ask, None) as held:
+            held.ask = await self.fetch(exchange, exchange.known_caller.policy.fetches_from, ask)
+            with exchange.stage("clean"):
+                cleaned = await self._clean(held.ask, form)
+        removed = {"removed": list(cleaned.metadata), "trailing_bytes": cleaned.trailing_bytes}
         with exchange.stage("settle"):
-            await asyncio.shield(self.ledger.settle_cleaned(exchange, hold, ask, cleaned))
+            await asyncio.shield(self.ledger.settle_unranked(exchange, held.hold, held.ask, removed))
         for stage, elapsed_ms in exchange.stages_ms.items():
             metrics.STAGE_SECONDS.labels(stage).observe(elapsed_ms / 1000)
         metrics.IMAGES.inc()

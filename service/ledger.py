@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.costs import most_tokens
-from service.errors import CLIENT_CLOSED
+from service.errors import CLIENT_CLOSED, describe
 from service.watch import metrics
 from tenants.audit import Decision, Entry, micro_units, tell_item
 from tenants.errors import QuotaExceeded
@@ -13,7 +16,7 @@ from tenants.limits import limits_of
 from tenants.sessions import make_session_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from uuid import UUID
 
     from models import ModelCard
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
     from service.errors import Trouble
     from service.fleet.router import Scored
     from service.rerank import Ranking
-    from service.screening import Reencoded
-    from tenants.access import Caller
     from tenants.audit import Audit
     from tenants.evidence import Evidence
     from tenants.quotas import Hold, Quotas
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 
 SLACK_S = 30.0
 """How much longer than a request's deadline its slot stays taken, should it never be settled."""
+
+
+@dataclass(slots=True)
+class Held:
+    """What is held for an ask, and the ask as it is now: with the images that were fetched for it."""
+
+    hold: Hold
+    ask: Ask
 
 
 class Ledger:
@@ -57,7 +66,7 @@ class Ledger:
 
         Raises `QuotaExceeded`, `RequestTooCostly`, `DatabaseUnavailable`.
         """
-        caller = _caller(exchange)
+        caller = exchange.known_caller
         tokens = most_tokens(ask, card)
         if card is None:  # the bound is a guess: it reserves all there is, and refuses nothing for good
             tokens = min(tokens, limits_of(caller).at_once("tokens") or tokens)
@@ -74,6 +83,22 @@ class Ledger:
         for limit in hold.shadowed:
             metrics.LIMITS.labels(limit, "shadowed").inc()
         return hold
+
+    @asynccontextmanager
+    async def holding(self, exchange: Exchange, ask: Ask, card: ModelCard | None) -> AsyncIterator[Held]:
+        """Hold what the ask costs while the block works for a caller who is connected, who settles it after the block.
+
+        Where the block raises, what is held is settled as refused, shielded: however it ends, no slot stays held and no
+        decision is without its entry. Raises what `hold` and `Exchange.while_connected` raise.
+        """
+        with exchange.stage("hold"):
+            held = Held(await self.hold(exchange, ask, card), ask)
+        try:
+            async with exchange.while_connected():
+                yield held
+        except BaseException as exc:
+            await asyncio.shield(self.settle_refused(exchange, held.hold, held.ask, describe(exc)))
+            raise
 
     async def settle_answered(
         self,
@@ -99,8 +124,10 @@ class Ledger:
         entry_id = await self.quotas.settle(hold, entry, tokens=ranking.input_tokens)
         await self._recorded(exchange, entry_id)
 
-    async def settle_screened(self, exchange: Exchange, hold: Hold, ask: Ask) -> None:
-        """Free the slot and write what was measured, in one transaction: for what is screened and not ranked."""
+    async def settle_unranked(
+        self, exchange: Exchange, hold: Hold, ask: Ask, details: Mapping[str, object] | None = None
+    ) -> None:
+        """Free the slot and write what was done, in one transaction: for what is screened or cleaned, and not ranked."""
         entry = await self._entry(
             exchange,
             Decision.ANSWERED,
@@ -109,22 +136,9 @@ class Ledger:
             ask=ask,
             stages_ms=exchange.stages_ms,
             shadowed=hold.shadowed,
+            details=details,
         )
         await self._recorded(exchange, await self.quotas.settle(hold, entry, tokens=0))
-
-    async def settle_cleaned(self, exchange: Exchange, hold: Hold, ask: Ask, cleaned: Reencoded) -> None:
-        """Free the slot and write that an image was cleaned, and of what, in one transaction."""
-        entry = await self._entry(
-            exchange,
-            Decision.ANSWERED,
-            code="ok",
-            status=200,
-            ask=ask,
-            stages_ms=exchange.stages_ms,
-            shadowed=hold.shadowed,
-            details={"removed": list(cleaned.metadata), "trailing_bytes": cleaned.trailing_bytes},
-        )
-        exchange.entry_id = str(await self.quotas.settle(hold, entry, tokens=0))
 
     async def settle_refused(self, exchange: Exchange, hold: Hold, ask: Ask, trouble: Trouble) -> None:
         """Free the slot and write why there is no answer.
@@ -152,7 +166,7 @@ class Ledger:
         entry = await self._entry(
             exchange, Decision.ANSWERED, code="ok", status=201, stages_ms={}, session=session_id
         )
-        session, entry_id = await self.sessions.open(_caller(exchange), session_id, entry, ttl_s=ttl_s)
+        session, entry_id = await self.sessions.open(exchange.known_caller, session_id, entry, ttl_s=ttl_s)
         exchange.entry_id = str(entry_id)
         return session
 
@@ -161,7 +175,7 @@ class Ledger:
         entry = await self._entry(
             exchange, Decision.ANSWERED, code="ok", status=204, stages_ms={}, session=session_id
         )
-        exchange.entry_id = str(await self.sessions.close(_caller(exchange).tenant, session_id, entry))
+        exchange.entry_id = str(await self.sessions.close(exchange.known_caller.tenant, session_id, entry))
 
     async def refuse(self, exchange: Exchange, trouble: Trouble) -> None:
         """Write a decision that held nothing: a wrong request, a limit that is used up."""
@@ -177,7 +191,7 @@ class Ledger:
     async def _recorded(self, exchange: Exchange, entry_id: UUID) -> None:
         """The entry stands: it is the receipt, and what was screened may be learnt from."""
         exchange.entry_id = str(entry_id)
-        caller = _caller(exchange)
+        caller = exchange.known_caller
         if exchange.screened is not None:
             prints = await self.audit.fingerprints(caller.tenant)
             end_user = prints.subject(caller.subject or caller.key_id)
@@ -198,7 +212,7 @@ class Ledger:
         shadowed: tuple[str, ...] = (),
         details: Mapping[str, object] | None = None,
     ) -> Entry:
-        caller = _caller(exchange)
+        caller = exchange.known_caller
         prints = await self.audit.fingerprints(caller.tenant)
         items = [prints.item(item.text, item.image) for item in ask.items] if ask is not None else []
         queries = len(items) - len(ask.documents) if ask is not None else 0
@@ -235,11 +249,6 @@ class Ledger:
             shadowed=shadowed,
             details=details,
         )
-
-
-def _caller(exchange: Exchange) -> Caller:
-    assert exchange.caller is not None, "the door lets nobody in without a caller"
-    return exchange.caller
 
 
 def _decision(trouble: Trouble) -> Decision:

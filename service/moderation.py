@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from service.errors import describe
 from service.screening.judge import Side
 from tenants.risk import Category, Mode
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from service.screened import Screened
     from service.screening.fetch import Fetcher
     from service.vetting import Vetting
-    from tenants.access import Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,32 +56,20 @@ class Moderation:
 
         Raises what `Vetting.screen` and `Ledger.hold` raise. Nothing is refused for what it holds.
         """
-        with exchange.stage("hold"):
-            hold = await self._ledger.hold(exchange, ask, None)
-        try:
-            async with exchange.while_connected():
-                ask = await self._fetch(exchange, _caller(exchange).policy.fetches_from, ask)
-                screened = await self._vetting.screen(
-                    exchange,
-                    [(item, Side.DOCUMENT) for item in ask.items],
-                    left_s=partial(self._left_s, exchange),
-                    flags_only=True,
-                )
-        except BaseException as exc:
-            # Shielded: however this ends, no slot stays held and no decision is without its entry.
-            await asyncio.shield(self._ledger.settle_refused(exchange, hold, ask, describe(exc)))
-            raise
+        async with self._ledger.holding(exchange, ask, None) as held:
+            held.ask = await self._fetch(exchange, exchange.known_caller.policy.fetches_from, ask)
+            screened = await self._vetting.screen(
+                exchange,
+                [(item, Side.DOCUMENT) for item in held.ask.items],
+                left_s=partial(self._left_s, exchange),
+                flags_only=True,
+            )
         with exchange.stage("settle"):
-            await asyncio.shield(self._ledger.settle_screened(exchange, hold, ask))
+            await asyncio.shield(self._ledger.settle_unranked(exchange, held.hold, held.ask))
         return tuple(opinion(screened, places) for places in inputs)
 
     def _left_s(self, exchange: Exchange) -> float:
         return max(0.0, self._deadline_s - exchange.elapsed_ms / 1000)
-
-
-def _caller(exchange: Exchange) -> Caller:
-    assert exchange.caller is not None, "the door lets nobody in without a caller"
-    return exchange.caller
 
 
 def opinion(screened: Screened, places: Sequence[int]) -> Opinion:

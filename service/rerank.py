@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from models import ModelFailed, Scores
-from service.errors import describe
 from service.fleet.router import Party
 from service.jobs import score_ask
 from service.watch import metrics
@@ -99,13 +98,12 @@ class Rerank:
 
         A session that is not open costs nothing: it is looked for before anything is held.
         """
-        assert exchange.caller is not None
         if ask.session is None:
-            return await self._rank(exchange, exchange.caller, ask)
+            return await self._rank(exchange, exchange.known_caller, ask)
         with exchange.stage("session"):
-            binding = await self.bindings.use(exchange.caller.tenant, ask.session)
+            binding = await self.bindings.use(exchange.known_caller.tenant, ask.session)
         with binding:
-            return await self._rank(exchange, exchange.caller, ask)
+            return await self._rank(exchange, exchange.known_caller, ask)
 
     async def _rank(self, exchange: Exchange, caller: Caller, ask: Ask) -> Ranking:
         """Short texts are read while quota is held: both are waits, for different processes."""
@@ -117,27 +115,20 @@ class Rerank:
 
         Nothing stays held, but where the database goes away between hold and settle: then until the hold's lease ends.
         """
-        with exchange.stage("hold"):
-            hold = await self.ledger.hold(exchange, ask, self.fleet.card)
-        try:
-            async with exchange.while_connected():
-                left_s = partial(self._left_s, exchange)
-                ask = await self.fetch(exchange, caller.policy.fetches_from, ask)
-                screened = await self.vetting(exchange, ask, left_s=left_s, begun=begun)
-                left = Left.of(ask, screened)
-                with exchange.stage("score"):
-                    party = Party.of(str(caller.tenant), caller.policy)
-                    scored = await score_ask(
-                        self.fleet, str(caller.tenant), left.ask, screened.pixels, party=party, left_s=left_s
-                    )
+        async with self.ledger.holding(exchange, ask, self.fleet.card) as held:
+            left_s = partial(self._left_s, exchange)
+            held.ask = ask = await self.fetch(exchange, caller.policy.fetches_from, ask)
+            screened = await self.vetting(exchange, ask, left_s=left_s, begun=begun)
+            left = Left.of(ask, screened)
+            with exchange.stage("score"):
+                party = Party.of(str(caller.tenant), caller.policy)
+                scored = await score_ask(
+                    self.fleet, str(caller.tenant), left.ask, screened.pixels, party=party, left_s=left_s
+                )
             ranking = rank(scored.scores, ask.top_n, left, ranked=ask.ranked)
-        except BaseException as exc:
-            # Shielded: however this ends, no slot stays held and no decision is without its entry.
-            await asyncio.shield(self.ledger.settle_refused(exchange, hold, ask, describe(exc)))
-            raise
         with exchange.stage("settle"):
             await asyncio.shield(
-                self.ledger.settle_answered(exchange, hold, ask, scored, ranking, self.fleet.card)
+                self.ledger.settle_answered(exchange, held.hold, ask, scored, ranking, self.fleet.card)
             )
         exchange.stages_ms |= {"queue": scored.queue_ms, "worker": scored.worker_ms}
         for stage, elapsed_ms in exchange.stages_ms.items():

@@ -84,7 +84,7 @@ class Vetting:
         if sum(len(item.text or "") for item, _ in items) > EARLY_CHARACTERS:
             yield None
             return
-        begun = asyncio.create_task(self._read_items(_caller(exchange), items, query, ask.instruction))
+        begun = asyncio.create_task(self._read_items(exchange.known_caller, items, query, ask.instruction))
         begun.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, if nobody asks
         try:
             yield begun
@@ -129,7 +129,7 @@ class Vetting:
         and, where the model is asked, what `Fleet.score` raises, each of its questions having until `left_s()` seconds
         from when it is put.
         """
-        caller = _caller(exchange)
+        caller = exchange.known_caller
         with exchange.stage("clean"):
             reading = begun or self._read_items(caller, items, query, instruction)
             parts, pixels = await self._look(caller, items, query, reading)
@@ -327,11 +327,6 @@ def _versions(detectors: Iterable[Detector]) -> tuple[tuple[str, bool, str], ...
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
-
-
-def _caller(exchange: Exchange) -> Caller:
-    assert exchange.caller is not None, "the door lets nobody in without a caller"
-    return exchange.caller
 
 
 def _count(screened: Screened) -> None:
