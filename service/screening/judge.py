@@ -195,15 +195,15 @@ def _fuse(category: Category, signals: Sequence[Signal], tables: Calibration, *,
         found = ((score, tables.table(name, category)) for name, score in strongest.items())
         return [(score, table.weight) for score, table in found if table.role in roles]
 
-    heard = those(Role.VOTES, Role.FINDS, Role.CONFIRMS)
-    alone = max((score for score, _ in those(Role.FINDS)), default=0.0)
-    voted = _mean(those(Role.VOTES))
-    if not heard:
-        score = _mean(those(Role.FALLBACK))
-    elif len(heard) == len(those(Role.VOTES)):
-        score = voted
+    votes = those(Role.VOTES)
+    # The best first: whoever saw less than the mean of those before would lower it, and is left out of the highest.
+    others = sorted(those(Role.FINDS, Role.CONFIRMS), reverse=True)
+    heard = votes + others
+    if heard:
+        alone = max((score for score, _ in those(Role.FINDS)), default=0.0)
+        score = max(alone, *(_mean(votes + others[:count]) for count in range(len(others) + 1)))
     else:
-        score = max(alone, voted, _mean(heard))
+        score = _mean(those(Role.FALLBACK))
     witnesses = sum(score >= AGREES for score, _ in heard)
     if witnesses < 2:
         score = min(score, ONE_WITNESS)
