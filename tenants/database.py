@@ -229,6 +229,16 @@ class Database:
                         raise
         raise AssertionError("unreachable")
 
+    @asynccontextmanager
+    async def calls(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        """One transaction of function calls as `call` makes them. Commits at the end, rolls back on any error.
+
+        Raises `DatabaseUnavailable`; whether a lost commit happened is not known then.
+        """
+        with translated():
+            async with self._call_pool.acquire(timeout=ACQUIRE_S) as connection, connection.transaction():
+                yield connection
+
     async def answers(self) -> bool:
         """True where the database answers now. Never raises."""
         try:

@@ -16,12 +16,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from sqlalchemy import make_url
+from alembic import command
+from sqlalchemy import Connection, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
 from tenants import embedded
 from tenants.access import Access, Caller, Role, plane_of
 from tenants.audit import Audit
-from tenants.database import Database, migrate
+from tenants.database import Database, _alembic_config, connect, migrate
 from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.keys import Keys
@@ -273,6 +276,25 @@ class Proxy:
 
 def with_database(url: str, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+async def go_back(owner_url: str, revision: str) -> None:
+    """Bring the schema back to what it was at that revision."""
+
+    def downgrade(connection: Connection) -> None:
+        config = _alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(owner_url, {}, command_timeout=60),
+        poolclass=NullPool,
+    )
+    async with engine.begin() as connection:
+        await connection.run_sync(downgrade)
+        assert await connection.scalar(text("select version_num from pericarp.alembic_version")) == revision
+    await engine.dispose()
 
 
 async def run_as_superuser(url: str, *statements: str) -> None:

@@ -30,16 +30,16 @@ from tenants.quotas import Hold, Quotas
 from tenants.repeats import Kept, Repeats
 from tenants.reviews import Place, Reviews, Verdict
 from tenants.risk import Category, Mode
+from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Session, Sessions, make_session_id
 from tenants.tables import metadata
 from tenants.thresholds import Thresholds
 from tests.integration.conftest import MakeCaller
+from tests.integration.test_schema import TENANTLESS
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted(
-    (
-        table for table in metadata.tables.values() if table.name != "gateway"
-    ),  # nothing of any tenant is in it
+    (table for table in metadata.tables.values() if table.name not in TENANTLESS),
     key=lambda table: table.name,
 )
 
@@ -81,6 +81,7 @@ async def residents(
         await presences.report(uuid.uuid4(), [Presence(str(caller.tenant), 1, 0, 0, 0.0)])
         await repeats.keep(caller.tenant, caller.key_id, "once", bytes(32), Kept(b"{}", None))
         await learn(database, directory, caller.tenant)
+        assert (await Sequencer(database, log_signer(bytes(32))).step()).integrated
         return Resident(caller, key, hold, receipt, session)
 
     first, second = await settle_in(), await settle_in()

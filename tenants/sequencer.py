@@ -1,0 +1,180 @@
+"""Takes leaves out of the queue and into the tree, and signs what the tree is then.
+
+One step is one transaction under an advisory lock, so of any number of gateways one integrates at a time, and a step
+that breaks off anywhere has not happened. Leaves get their index in the order of the queue; no clock is asked.
+
+Before a step builds on the stored tree it makes sure that it is the one that was signed: the newest checkpoint's
+signature by our own key, the tiles at the tree's edge, the number of leaves, and that the tree which this process saw
+last is the beginning of this one. What does not hold raises `LogBroken`, and nothing is signed until it holds again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from tenants import merkle
+from tenants.checkpoint import Checkpoint, Signer, open_checkpoint
+from tenants.envelope import Envelope
+from tenants.errors import LogBroken, ProofInvalid
+
+if TYPE_CHECKING:
+    from asyncpg import Connection, Record
+
+    from tenants.checkpoint import VerifyKey
+    from tenants.database import Database
+
+STEP_LEAVES = 4096
+"""Leaves of one step at most."""
+ORIGIN = "pericarp/log/"
+_EMPTY = Checkpoint("", 0, merkle.EMPTY_ROOT)
+Tiles = dict[tuple[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did."""
+
+    integrated: int = 0
+    size: int | None = None
+    """Of the tree afterwards; None where another integrates at the moment."""
+    lag_s: float = 0.0
+    """For how long, as far as this process knows, the first leaf has been waiting that waits after the step."""
+
+    @property
+    def full(self) -> bool:
+        """Whether more may be waiting than fitted into one step."""
+        return self.integrated == STEP_LEAVES
+
+
+class Sequencer:
+    """Grows the log's tree. One to a process; it remembers the newest tree that it has seen."""
+
+    def __init__(self, database: Database, signer: Signer) -> None:
+        self._database = database
+        self._signer = signer
+        self._seen = _EMPTY
+        self._head: tuple[int, float] | None = None
+
+    async def step(self) -> Step:
+        """Integrate what waits, at most `STEP_LEAVES`, and sign it. Durable when it returns.
+
+        Raises `LogBroken` where the stored tree is not the one that was signed, `DatabaseUnavailable`.
+        """
+        try:
+            async with self._database.calls() as connection:
+                return await self._step(connection)
+        except asyncpg.UniqueViolationError:
+            # Rows that were restored one by one queued themselves again; the first leaf of an entry stands.
+            await self._database.call("select pericarp.forget_integrated()")
+            return Step()
+
+    async def _step(self, connection: Connection[Record]) -> Step:
+        row = await connection.fetchrow("select * from pericarp.begin_integration($1)", STEP_LEAVES)
+        assert row is not None, "a function without a set gives one row"
+        lag_s = self._waited(row["head"])
+        if not row["locked"]:
+            return Step(lag_s=lag_s)
+        newest = await self._check(connection, row["note"], row["leaves"])
+        positions, envelopes = row["positions"], row["envelopes"]
+        if not positions:
+            self._seen = newest
+            return Step(size=newest.size, lag_s=lag_s)
+        for envelope in envelopes:
+            _check_leaf(envelope)
+        edge = await read_tiles(connection, [(level, n) for level, n, width in merkle.tiles_of(newest.size)])
+        grown = merkle.grow(
+            newest.size, [merkle.hash_leaf(envelope) for envelope in envelopes], tile_reader(edge)
+        )
+        size = newest.size + len(positions)
+        root = merkle.root(size, tile_reader(edge | grown))
+        after = Checkpoint(self._signer.key.name, size, root)
+        await connection.execute(
+            "select pericarp.integrate($1, $2, $3, $4, $5, $6, $7)",
+            newest.size,
+            positions,
+            [level for level, _ in grown],
+            [number for _, number in grown],
+            list(grown.values()),
+            root,
+            self._signer.sign(after),
+        )
+        self._seen = newest
+        return Step(len(positions), size, lag_s)
+
+    async def _check(self, connection: Connection[Record], note: str | None, leaves: int) -> Checkpoint:
+        """The newest checkpoint, after all that is to hold of it."""
+        newest = verified(note, self._signer.key)
+        if leaves != newest.size:
+            raise LogBroken(f"the tree of {newest.size} leaves is stored with {leaves}")
+        if newest.size < self._seen.size:
+            raise LogBroken(f"the tree had {self._seen.size} leaves and has {newest.size}")
+        points = [self._seen.size - 1] if self._seen.size else []
+        tiles = await read_tiles(connection, merkle.tiles_for(newest.size, points))
+        read = tile_reader(tiles)
+        try:
+            if merkle.root(newest.size, read) != newest.root:
+                raise LogBroken(f"the tiles of the tree of {newest.size} leaves do not lead to its root")
+            proof = merkle.prove_consistency(self._seen.size, newest.size, read)
+            merkle.verify_consistency(self._seen.size, newest.size, self._seen.root, newest.root, proof)
+        except LogBroken:
+            raise
+        except ProofInvalid as exc:
+            raise LogBroken(
+                f"the tree of {newest.size} leaves does not begin with that of {self._seen.size}: {exc}"
+            ) from exc
+        return newest
+
+    def _waited(self, head: int | None) -> float:
+        """How long the first of the queue has been its first, by this process's own clock."""
+        now_s = time.monotonic()
+        if head is None:
+            self._head = None
+            return 0.0
+        if self._head is None or self._head[0] != head:
+            self._head = (head, now_s)
+        return now_s - self._head[1]
+
+
+def log_signer(seed: bytes) -> Signer:
+    """The log's own key, from the 32 bytes of an RFC 8032 private key. It signs as the log's origin, which is made from it."""
+    public = Signer(ORIGIN, seed).key.public
+    return Signer(ORIGIN + hashlib.sha256(public).hexdigest()[:32], seed)
+
+
+def verified(note: str | None, key: VerifyKey) -> Checkpoint:
+    """The checkpoint of a stored note, of an empty tree where there is none. Raises `LogBroken`."""
+    if note is None:
+        return _EMPTY
+    try:
+        return open_checkpoint(note, [key], origin=key.name).checkpoint
+    except ProofInvalid as exc:
+        raise LogBroken(f"the newest checkpoint is not signed by {key.name}: {exc}") from exc
+
+
+async def read_tiles(connection: Connection[Record], places: Iterable[tuple[int, int]]) -> Tiles:
+    """The stored tiles at these places, `(level, number)`; those that are missing are left out."""
+    wanted = sorted(places)
+    rows = await connection.fetch(
+        "select * from pericarp.read_tiles($1, $2)",
+        [level for level, _ in wanted],
+        [number for _, number in wanted],
+    )
+    return {(row["level"], row["number"]): row["hashes"] for row in rows}
+
+
+def tile_reader(tiles: Tiles) -> merkle.ReadTile:
+    """Reads from `tiles`; one that is missing is empty, which every reader of it refuses."""
+    return lambda level, number: tiles.get((level, number), b"")
+
+
+def _check_leaf(envelope: bytes) -> None:
+    try:
+        Envelope.parse(envelope)
+    except ProofInvalid as exc:
+        raise LogBroken(f"what waits for the tree is no leaf: {exc}") from exc
