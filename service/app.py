@@ -113,10 +113,15 @@ def create_app(
 
     def changed(change: str) -> None:
         access.forget(change)
+        audit.forget(change)
         recall.forget(change.removeprefix("tenant:"))
 
+    def missed() -> None:
+        access.forget_all()
+        audit.forget_all()
+
     upkeep = Upkeep(
-        changes=Changes(installation.app_url, changed=changed, missed=access.forget_all),
+        changes=Changes(installation.app_url, changed=changed, missed=missed),
         uses=uses,
         refusals=refusals,
         evidence=evidence,
@@ -207,7 +212,10 @@ def create_app(
     chores = (
         (ENFORCE_EVERY_S, enforcement.enforce),
         (REPORT_EVERY_S, enforcement.report),
-        (TIDY_EVERY_S, partial(tidy, desk.administration, desk.repeats, desk.adapting, evidence)),
+        (
+            TIDY_EVERY_S,
+            partial(tidy, desk.administration, desk.repeats, desk.adapting, desk.erasing, evidence),
+        ),
     )
 
     @asynccontextmanager

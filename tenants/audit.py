@@ -24,6 +24,7 @@ from sqlalchemy import insert, select, tuple_
 
 from tenants import sealing
 from tenants.errors import EntryInvalid, SealBroken, TenantNotFound
+from tenants.kept import Kept
 from tenants.tables import audit_inbox
 from tenants.tables import tenant as tenant_table
 
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MICRO = 1_000_000
-FINGERPRINTS_KEPT = 1024
 FINGERPRINTS_S = 60.0
-"""How long a tenant's audit key may stay in memory after it was destroyed."""
+"""How long a tenant's audit key may stay in memory after it was destroyed, where nobody heard of that."""
 
 
 class Decision(StrEnum):
@@ -110,6 +110,7 @@ class Recorded:
     recorded_at: datetime
     schema_version: int
     body: bytes
+    """Empty once it was pruned."""
 
 
 class Fingerprints:
@@ -162,13 +163,26 @@ class Audit:
     def __init__(self, database: Database, *, master_key: bytes) -> None:
         self._database = database
         self._master_key = master_key
-        self._kept: dict[TenantId, tuple[float, Fingerprints]] = {}
+        self._kept: Kept[Fingerprints] = Kept(FINGERPRINTS_S, time.monotonic)
 
     async def fingerprints(self, tenant: TenantId) -> Fingerprints:
-        """The tenant's fingerprints. Raises `TenantNotFound`, `SealBroken` (also once it is destroyed)."""
-        kept = self._kept.get(tenant)
-        if kept is not None and kept[0] > time.monotonic():
-            return kept[1]
+        """The tenant's fingerprints. Raises `TenantNotFound`, `SealBroken` (also once it is destroyed).
+
+        Inside `Database.together` the key is read anew and not kept: the block may be what replaces it.
+        """
+        if self._database.joined:
+            return await self._read_fingerprints(tenant)
+        return (await self._kept.get((str(tenant),), lambda: self._read_fingerprints(tenant)))[0]
+
+    def forget(self, change: str) -> None:
+        """Read anew the key of the tenant that a change told by the database is about: `tenant:` and an id."""
+        self._kept.drop(lambda asked, _prints: change == f"tenant:{asked[0]}")
+
+    def forget_all(self) -> None:
+        """Read every key anew: changes may have been missed."""
+        self._kept.drop(lambda _asked, _prints: True)
+
+    async def _read_fingerprints(self, tenant: TenantId) -> Fingerprints:
         async with self._database.transaction(tenant) as connection:
             row = (
                 await connection.execute(select(tenant_table.c.audit_key).where(tenant_table.c.id == tenant))
@@ -177,11 +191,7 @@ class Audit:
             raise TenantNotFound
         if row.audit_key is None:
             raise SealBroken("the tenant's audit key was destroyed")
-        fingerprints = Fingerprints(sealing.unseal(self._master_key, tenant, row.audit_key))
-        if len(self._kept) >= FINGERPRINTS_KEPT:
-            self._kept.pop(next(iter(self._kept)), None)
-        self._kept[tenant] = (time.monotonic() + FINGERPRINTS_S, fingerprints)
-        return fingerprints
+        return Fingerprints(sealing.unseal(self._master_key, tenant, row.audit_key))
 
     async def record(self, entry: Entry) -> UUID:
         """Write an entry by itself: for what was refused before anything was held.
@@ -237,7 +247,9 @@ class Audit:
             query = query.where(tuple_(columns.recorded_at, columns.id) < tuple_(edge, before))
         async with self._database.transaction(tenant) as connection:
             rows = (await connection.execute(query)).all()
-        return tuple(Recorded(row.id, row.recorded_at, row.schema_version, bytes(row.body)) for row in rows)
+        return tuple(
+            Recorded(row.id, row.recorded_at, row.schema_version, bytes(row.body or b"")) for row in rows
+        )
 
 
 def micro_units(score: float) -> int:

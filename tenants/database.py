@@ -248,6 +248,11 @@ class Database:
             return False
         return True
 
+    @property
+    def joined(self) -> bool:
+        """Whether the task that asks is inside a `together` block: what it reads may never become durable."""
+        return self._joint() is not None
+
     def _joint(self) -> Joint | None:
         joint = _JOINT.get()
         # A child task inherits the variable, but two tasks must never share a connection.
