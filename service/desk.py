@@ -9,14 +9,17 @@ from service.adapting import Adapting
 from service.administration import Administration
 from service.containment import Switch
 from service.deeds import Deeds
+from service.erasing import Erasing
 from service.present_use import PresentUse
 from tenants.audit import Audit
 from tenants.canaries import Canaries
 from tenants.denials import Denials
 from tenants.directory import Directory
+from tenants.erasure import Erasure
 from tenants.lifecycle import Lifecycle
 from tenants.presence import Presences
 from tenants.proofs import Proofs
+from tenants.pruning import Pruning
 from tenants.quotas import Quotas
 from tenants.repeats import Repeats
 from tenants.reviews import Reviews
@@ -52,6 +55,7 @@ class Desk:
     thresholds: Thresholds
     canaries: Canaries
     adapting: Adapting
+    erasing: Erasing
 
 
 def build_desk(database: Database, installation: Installation) -> Desk:
@@ -67,6 +71,7 @@ def build_desk(database: Database, installation: Installation) -> Desk:
     deeds = Deeds(database, audit)
     reviews, canaries = Reviews(database), Canaries(database)
     thresholds = Thresholds(database, directory.policies)
+    sequencer = Sequencer(database, signer)
     use = PresentUse(database=database, quotas=quotas, sessions=sessions)
     return Desk(
         database=database,
@@ -75,7 +80,7 @@ def build_desk(database: Database, installation: Installation) -> Desk:
         sessions=sessions,
         quotas=quotas,
         audit=audit,
-        sequencer=Sequencer(database, signer),
+        sequencer=sequencer,
         proofs=Proofs(database, signer.key),
         presences=presences,
         repeats=Repeats(database, master_key=installation.master_key),
@@ -97,5 +102,13 @@ def build_desk(database: Database, installation: Installation) -> Desk:
         canaries=canaries,
         adapting=Adapting(
             deeds=deeds, lifecycle=lifecycle, reviews=reviews, thresholds=thresholds, canaries=canaries
+        ),
+        erasing=Erasing(
+            database=database,
+            deeds=deeds,
+            audit=audit,
+            erasure=Erasure(database, master_key=installation.master_key),
+            pruning=Pruning(database),
+            sequencer=sequencer,
         ),
     )

@@ -12,6 +12,7 @@ from tenants.errors import DatabaseUnavailable
 if TYPE_CHECKING:
     from service.adapting import Adapting
     from service.administration import Administration
+    from service.erasing import Erasing
     from tenants.access import TenantId
     from tenants.directory import Tenant
     from tenants.evidence import Evidence
@@ -22,8 +23,8 @@ ENFORCE_EVERY_S = 0.5
 """What a gateway keeps of a key may let a request in for 1.5 s more: together, two seconds."""
 REPORT_EVERY_S = 5.0
 TIDY_EVERY_S = 60.0
-"""How long a tenant whose grace is over may wait for its purge, an answer that is kept no longer, and the daily step of
-thresholds."""
+"""How long a tenant whose grace is over may wait for its purge, an answer that is kept no longer, and the daily steps of
+thresholds and of the log."""
 
 log = get_logger(__name__)
 
@@ -46,9 +47,13 @@ async def repeat(every_s: float, work: Callable[[], Awaitable[object]]) -> None:
 
 
 async def tidy(
-    administration: Administration, repeats: Repeats, adapting: Adapting, evidence: Evidence
+    administration: Administration,
+    repeats: Repeats,
+    adapting: Adapting,
+    erasing: Erasing,
+    evidence: Evidence,
 ) -> None:
-    """Purge tenants whose grace is over, forget what is kept no longer, and once a day step thresholds."""
+    """Purge tenants whose grace is over, forget what is kept no longer; once a day step thresholds and prune the log."""
 
     def tell(tenant: Tenant, removed: dict[str, int]) -> None:
         log.info("purged a tenant", action="tenant_purged", tenant=str(tenant.id), rows=sum(removed.values()))
@@ -61,3 +66,8 @@ async def tidy(
     await repeats.forget()
     await evidence.forget()
     await adapting.step_due(tell_steps)
+
+    def tell_pruned(tenant: TenantId, bodies: int) -> None:
+        log.info("pruned old entries", action="log_pruned", tenant=str(tenant), count=bodies)
+
+    await erasing.prune_due(tell_pruned)

@@ -141,9 +141,11 @@ class _Reading:
         ).pack()
         if row != envelope:
             told["row"] = _base64(row)
-        body: bytes = entry["body"]
+        body: bytes | None = entry["body"]
         if not self._bodies:
             return _line(told)
+        if body is None:
+            return _line({**told, "pruned": True})
         if b"\n" in body:  # nothing that we wrote has one
             return _line({**told, "body64": _base64(body)})
         return _line(told)[:-2] + b',"body":' + body + b"}\n"

@@ -1,4 +1,4 @@
-"""The tables of the Merkle tree over the log; `tenants.tables` is where everybody finds them."""
+"""The tables of the Merkle tree over the log, and of what was pruned from it; `tenants.tables` is where everybody finds them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Identity,
+    Index,
     Integer,
     LargeBinary,
     PrimaryKeyConstraint,
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, UUID
 
 from tenants.columns import metadata, time
 
@@ -55,4 +57,33 @@ audit_checkpoint = Table(
     time("recorded_at", default=True),
     PrimaryKeyConstraint("size", name="audit_checkpoint_pkey"),
     CheckConstraint("size > 0", name="audit_checkpoint_size_check"),
+)
+
+audit_warrant = Table(
+    "audit_warrant",
+    metadata,
+    Column("tenant_id", UUID, nullable=False),
+    Column("id", UUID, nullable=False, comment="of the entry that says so"),
+    Column("before", TIMESTAMP(timezone=True), comment="every body that was recorded before it goes"),
+    Column(
+        "entries", ARRAY(UUID), nullable=False, server_default=text("'{}'"), comment="else these bodies go"
+    ),
+    time("done_at", nullable=True),
+    PrimaryKeyConstraint("tenant_id", "id", name="audit_warrant_pkey"),
+    CheckConstraint("(before is null) = (cardinality(entries) > 0)", name="audit_warrant_check"),
+    Index(
+        "audit_warrant_open",
+        "tenant_id",
+        unique=True,
+        postgresql_where=text("done_at is null and before is not null"),
+    ),
+)
+
+audit_retention = Table(
+    "audit_retention",
+    metadata,
+    Column("tenant_id", UUID, nullable=False),
+    Column("retention_days", Integer, nullable=False),
+    PrimaryKeyConstraint("tenant_id", name="audit_retention_pkey"),
+    CheckConstraint("retention_days > 0", name="audit_retention_days_check"),
 )

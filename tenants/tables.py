@@ -26,15 +26,24 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, UUID
 
 from tenants.columns import SCHEMA, metadata, time
-from tenants.log_tables import audit_checkpoint, audit_leaf, audit_tile, audit_waiting
+from tenants.log_tables import (
+    audit_checkpoint,
+    audit_leaf,
+    audit_retention,
+    audit_tile,
+    audit_waiting,
+    audit_warrant,
+)
 from tenants.threshold_tables import canary, review, threshold, threshold_change, traffic, traffic_user
 
 __all__ = [
     "SCHEMA",
     "audit_checkpoint",
     "audit_leaf",
+    "audit_retention",
     "audit_tile",
     "audit_waiting",
+    "audit_warrant",
     "canary",
     "metadata",
     "review",
@@ -163,7 +172,7 @@ audit_inbox = Table(
     Column("orphan", Boolean, nullable=False, server_default=text("false")),
     time("recorded_at", default=True),
     Column("schema_version", Integer, nullable=False),
-    Column("body", LargeBinary, nullable=False),
+    Column("body", LargeBinary, comment="null once it was pruned"),
     PrimaryKeyConstraint("tenant_id", "id", name="audit_inbox_pkey"),
     UniqueConstraint("tenant_id", "request_id", "orphan", name="audit_inbox_request_key"),
     Index("audit_inbox_recorded", "tenant_id", "recorded_at", "id"),

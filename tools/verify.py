@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Check the log of a Pericarp installation without trusting it: its exports, its receipts.
 
-    python tools/verify.py export EXPORT.jsonl --key VKEY [--checkpoint OLD.note]…
+    python tools/verify.py export EXPORT.jsonl --key VKEY [--checkpoint OLD.note]… [--retention-days N]
     python tools/verify.py receipt RECEIPT.tlog-proof --key VKEY [--id ID] [--body FILE]
 
 Needs Python 3.11 and the package `cryptography`, nothing of Pericarp's. VKEY is what `audit key` prints, got once and kept
-where nobody can exchange it. An old checkpoint is one that you kept: the export must have grown out of it. Formats:
-docs/log.md. Exit status 0: all holds; 1: the first thing that does not hold is named; 2: it cannot be read at all.
+where nobody can exchange it. An old checkpoint is one that you kept: the export must have grown out of it. N is for how long
+you know that bodies are to be kept at least. `verify_pruned.py` lies beside this file. Formats: docs/log.md. Exit status 0: all
+holds; 1: the first thing that does not hold is named; 2: it cannot be read at all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 import time
 import uuid
@@ -27,19 +27,12 @@ from typing import Any, NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from verify_pruned import ENTRY, Pruned, Unreadable, Wrong, name_leaf
+
 MAGIC = b"pericarp/leaf/v1"
 ENVELOPE_BYTES = 112
 TILE_WIDTH = 256
-# An entry's line; its body stands in it byte for byte.
-ENTRY = re.compile(rb'\{"index":([0-9]{1,18}),"envelope":"([^"]+)"(?:,"row":"([^"]+)")?(?:,"body":(.+))?\}\n')
-
-
-class Wrong(Exception):
-    """Something does not hold; the message names it."""
-
-
-class Unreadable(Exception):
-    """What was given is not what it should be, so nothing can be said of it."""
 
 
 class Key(NamedTuple):
@@ -162,7 +155,8 @@ def check_inclusion(leaf: bytes, index: int, size: int, nodes: list[bytes], root
 class Export:
     """Reads an export line by line, in one pass, and recomputes everything in it."""
 
-    def __init__(self, key: Key, old: list[Checkpoint]) -> None:
+    def __init__(self, key: Key, old: list[Checkpoint], pruned: Pruned) -> None:
+        self.pruned = pruned
         self.key = key
         self.old = sorted(old, key=lambda each: each.size)
         self.tree = Tree()
@@ -180,7 +174,8 @@ class Export:
         """One line. Raises `Wrong`, `Unreadable`."""
         try:
             if (entry := ENTRY.fullmatch(line)) is not None:
-                return self._entry(int(entry[1]), a2b_base64(entry[2], strict_mode=True), entry[4], entry[3])
+                envelope = a2b_base64(entry[2], strict_mode=True)
+                return self._entry(int(entry[1]), envelope, entry[5], entry[3], gone=entry[4] is not None)
             told: dict[str, Any] = json.loads(line)
             if "body64" in told:
                 envelope, body = (a2b_base64(told[name], strict_mode=True) for name in ("envelope", "body64"))
@@ -231,7 +226,9 @@ class Export:
             raise Wrong(f"the newest checkpoint: {exc}") from None
         self._meet_old()
 
-    def _entry(self, index: int, envelope: bytes, body: bytes | None, row: object) -> None:
+    def _entry(
+        self, index: int, envelope: bytes, body: bytes | None, row: object, gone: bool = False
+    ) -> None:
         if index != self.tree.size:
             if self.whole or index < self.tree.size:
                 raise Wrong(f"index {self.tree.size} is missing, or out of order: {index} comes there")
@@ -244,11 +241,14 @@ class Export:
             raise Wrong(
                 f"index {index}: the stored row is not the one that was recorded{name_leaf(envelope)}"
             )
-        if self.bodies:
+        if gone:
+            self.pruned.check_gone(index, envelope)
+        elif self.bodies:
             if body is None:
                 raise Wrong(f"index {index}: the body is missing{name_leaf(envelope)}")
             if hashlib.sha256(body).digest() != envelope[80:]:
                 raise Wrong(f"index {index}: the body is not the one that was recorded{name_leaf(envelope)}")
+            self.pruned.check_body(index, envelope, body)
         leaf = hashlib.sha256(b"\0" + envelope).digest()
         if leaf != self.tile[:32]:
             raise Wrong(
@@ -310,14 +310,9 @@ class Export:
         return f"from index {self.signed} on, below {self.tree.size}: something {what}"
 
 
-def name_leaf(envelope: bytes) -> str:
-    """Which entry a leaf says it is."""
-    return f" (tenant {uuid.UUID(bytes=envelope[32:48])}, entry {uuid.UUID(bytes=envelope[48:64])})"
-
-
-def check_export(path: Path, key: Key, old: list[Checkpoint]) -> str:
+def check_export(path: Path, key: Key, old: list[Checkpoint], retention_days: int = 1) -> str:
     """What an export holds, in a few words. Raises `Wrong`, `Unreadable`."""
-    export = Export(key, old)
+    export = Export(key, old, Pruned(path, retention_days))
     size, done, shown, watched = path.stat().st_size, 0, 0, sys.stderr.isatty()
     with path.open("rb") as file:
         for line in file:
@@ -331,6 +326,7 @@ def check_export(path: Path, key: Key, old: list[Checkpoint]) -> str:
     return (
         f"All holds: {export.entries} entries{bodies}, {export.hidden} leaves of others, {export.checkpoints} checkpoints of"
         f" {key.name}.\nThe tree has {export.tree.size} entries and the root {b64encode(export.tree.root).decode()}."
+        + export.pruned.tell()
     )
 
 
@@ -372,6 +368,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="what", required=True)
     export = commands.add_parser("export", help="all of a log, or of one tenant's part of it")
     export.add_argument("--checkpoint", type=Path, action="append", default=[], help="one that you kept")
+    export.add_argument(
+        "--retention-days", type=int, default=1, help="how long bodies are to be kept at least"
+    )
     receipt = commands.add_parser("receipt", help="one entry's proof")
     receipt.add_argument("--id", help="what `Pericarp-Receipt` said")
     receipt.add_argument("--body", type=Path, help="the entry's bytes, where you have them")
@@ -383,7 +382,7 @@ def main(arguments: list[str] | None = None) -> int:
         key = Key.parse(options.key.strip())
         if options.what == "export":
             old = [open_note(path.read_text(encoding="utf-8"), key) for path in options.checkpoint]
-            print(check_export(options.file, key, old))
+            print(check_export(options.file, key, old, options.retention_days))
         else:
             print(check_receipt(options.file, key, options.id, options.body))
     except Wrong as exc:

@@ -13,7 +13,7 @@ from service.cli.console import JsonFlag, TenantName, print_record, print_record
 from service.cli.opening import at_desk, installation
 from service.desk import Desk
 from service.installation import bring_up_to_date
-from tenants.audit import decode
+from tenants.audit import Recorded, decode
 from tenants.log_export import export_log
 from tenants.sequencer import log_signer
 
@@ -32,10 +32,7 @@ def list_entries(
     async def find(desk: Desk) -> list[dict[str, Any]]:
         found = await desk.directory.find_tenant(tenant)
         recorded = await desk.audit.list_entries(found.id, limit=limit)
-        return [
-            {"id": str(each.id), "recorded_at": each.recorded_at, **tell(decode(each.body))}
-            for each in recorded
-        ]
+        return [{"id": str(each.id), "recorded_at": each.recorded_at, **_body(each)} for each in recorded]
 
     print_records(f"Entries of {tenant}", COLUMNS, at_desk(find), as_json=as_json)
 
@@ -90,3 +87,10 @@ def export(
         except BaseException:
             file.unlink(missing_ok=True)  # half an export is none
             raise
+
+
+def _body(recorded: Recorded) -> dict[str, Any]:
+    """What an entry says; of one whose body was pruned, that alone."""
+    if not recorded.body:
+        return dict.fromkeys(COLUMNS[1:], "") | {"operation": "(pruned)"}
+    return tell(decode(recorded.body))

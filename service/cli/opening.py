@@ -26,14 +26,19 @@ def installation() -> Iterator[tuple[Settings, Installation]]:
 
 def at_desk(work: Callable[[Desk], Awaitable[Result]]) -> Result:
     """The result of `work` in the installation that the settings name."""
+    with installation() as (_settings, found):
+        return work_in(found, work)
 
-    async def run(found: Installation) -> Result:
+
+def work_in(found: Installation, work: Callable[[Desk], Awaitable[Result]]) -> Result:
+    """The result of `work` in an open installation, its schema up to date."""
+
+    async def run() -> Result:
         async with _database(found) as database:
             return await work(build_desk(database, found))
 
-    with installation() as (_settings, found):
-        bring_up_to_date(found)
-        return asyncio.run(run(found))
+    bring_up_to_date(found)
+    return asyncio.run(run())
 
 
 def operator() -> Actor:

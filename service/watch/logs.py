@@ -36,6 +36,7 @@ ACTIONS = frozenset(
         "sweep_failed",
         "contained",
         "tenant_purged",
+        "log_pruned",
         "thresholds_stepped",
         "upkeep_failed",
         "log_broken",

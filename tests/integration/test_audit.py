@@ -231,13 +231,16 @@ async def test_the_runtime_role_can_change_no_entry(
     "change",
     [
         "update pericarp.audit_inbox set body = '{}'",
+        "update pericarp.audit_inbox set body = null",
+        "update pericarp.audit_inbox set recorded_at = recorded_at - interval '10 years', body = null",
         "delete from pericarp.audit_inbox",
         "truncate pericarp.audit_inbox",
     ],
 )
 async def test_not_even_a_superuser_changes_an_entry_by_accident(
-    superuser_url: str, mode: str, change: str
+    superuser_url: str, audit: Audit, make_caller: MakeCaller, mode: str, change: str
 ) -> None:
+    await audit.record(entry_for((await make_caller()).tenant))
     connection = await asyncpg.connect(superuser_url)
     try:
         await connection.execute(f"set session_replication_role = '{mode}'")

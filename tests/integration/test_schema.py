@@ -177,7 +177,8 @@ async def test_functions_with_the_owners_rights_have_a_fixed_path_and_are_not_pu
         assert function["proconfig"] == ["search_path=pg_catalog, pg_temp"], function["proname"]
         assert not function["public"], function["proname"]
     assert {row["proname"] for row in functions if row["app"]} == {
-        *("find_tenant", "page_tenants", "due_purges", "purge_tenant", "list_workers", "due_thresholds")
+        *("find_tenant", "page_tenants", "due_purges", "purge_tenant", "list_workers", "due_thresholds"),
+        *("due_pruning", "claim_pruning", "issue_warrant", "forget_end_user"),
     }
 
 
@@ -223,6 +224,8 @@ async def test_the_owner_is_refused(owner_url: str) -> None:
         ("revoke pericarp_app from {role}; grant usage on schema pericarp to {role}", "may not set the role"),
         ("grant truncate on pericarp.slot to {role}", "can be truncated"),
         ("grant delete on pericarp.audit_inbox to {role}", "the log can be changed"),
+        ("grant update (body) on pericarp.audit_inbox to {role}", "the log can be changed"),
+        ("grant insert on pericarp.audit_warrant to {role}", "the log can be changed"),
         ("grant insert on pericarp.audit_leaf to {role}", "the log can be changed"),
         ("grant update (envelope) on pericarp.audit_leaf to {role}", "the log can be changed"),
         ("grant update on pericarp.audit_tile to {role}", "the log can be changed"),
