@@ -74,20 +74,21 @@ class Erasing:
         self._audit.forget(f"tenant:{tenant}")
 
     async def erase_subject(self, actor: Actor, tenant: TenantId, subject: str, *, reason: str) -> Erased:
-        """Take away the body of every entry of a token's `sub`, or of the name in a certificate.
+        """Take away the body of every entry of a token's `sub`, of a name in a certificate, or of an end user.
 
         Up to now, and as far back as the present audit key reaches. Returns once they are gone, which takes their
         warrants' way into the tree. Raises `TenantNotFound`, `LogBroken`: what has a warrant then goes later.
         """
-        fingerprint = (await self._audit.fingerprints(tenant)).subject(subject)
-        found: list[UUID] = [each async for page in self._erasure.find(tenant, fingerprint) for each in page]
+        prints = await self._audit.fingerprints(tenant)
+        names = (prints.subject(subject), prints.end_user(subject))
+        found: list[UUID] = [each async for page in self._erasure.find(tenant, names) for each in page]
         rows, warrants = 0, []
         for first in range(0, max(len(found), 1), ENTRIES):
             named = found[first : first + ENTRIES]
             telling = replace(actor, request_id=str(uuid.uuid4())) if first else actor
             async with self._database.together():
                 async with self._deeds.deed(telling, "subject_erase", tenant=tenant) as deed:
-                    removed = await self._erasure.forget_end_user(tenant, fingerprint)
+                    removed = await self._erasure.forget_end_user(tenant, names)
                     rows += removed
                     deed.details = {
                         "reason": reason,

@@ -18,4 +18,5 @@ directory.py   life cycle of tenants and policies; mints TenantId
 sealing.py     secrets wrapped under the master key
 quotas.py      hold → settle | release; reap
 audit.py       Entry: canonical bytes, fingerprints, append, list
+erasure.py     ends what ties entries to people; pruning.py: bodies that go, each under a warrant in the tree
 """

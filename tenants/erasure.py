@@ -20,7 +20,7 @@ from tenants.errors import TenantNotFound
 from tenants.tables import tenant as tenant_table
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from tenants.access import TenantId
     from tenants.database import Database
@@ -30,7 +30,8 @@ PAGE = 2_000
 _FIRST = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
 _FIND = text(
     """
-    select page.recorded_at, page.id, position(:print in page.body) > 0 as found
+    select page.recorded_at, page.id,
+           exists (select from unnest(cast(:prints as bytea[])) p (print) where position(p.print in page.body) > 0) as found
       from (select i.recorded_at, i.id, i.body from pericarp.audit_inbox i
              where i.tenant_id = :tenant and (i.recorded_at, i.id) > (:recorded_at, :id) and i.body is not null
              order by i.recorded_at, i.id limit :most) page
@@ -63,8 +64,8 @@ class Erasure:
         if replaced is None:
             raise TenantNotFound
 
-    async def find(self, tenant: TenantId, fingerprint: str) -> AsyncIterator[tuple[UUID, ...]]:
-        """The ids of entries that hold `fingerprint`, oldest first, as they are found: at most `PAGE` at once."""
+    async def find(self, tenant: TenantId, fingerprints: Sequence[str]) -> AsyncIterator[tuple[UUID, ...]]:
+        """The ids of entries that hold any of `fingerprints`, oldest first, as they are found: at most `PAGE` at once."""
         recorded_at, last = _FIRST
         while True:
             async with self._database.transaction(tenant) as connection:
@@ -72,7 +73,7 @@ class Erasure:
                     await connection.execute(
                         _FIND,
                         {
-                            "print": fingerprint.encode(),
+                            "prints": [each.encode() for each in fingerprints],
                             "tenant": tenant,
                             "recorded_at": recorded_at,
                             "id": last,
@@ -86,12 +87,12 @@ class Erasure:
             if found := tuple(UUID(int=row.id.int) for row in rows if row.found):
                 yield found
 
-    async def forget_end_user(self, tenant: TenantId, fingerprint: str) -> int:
-        """Delete what thresholds have learnt of the end user of that fingerprint; how many rows."""
+    async def forget_end_user(self, tenant: TenantId, fingerprints: Sequence[str]) -> int:
+        """Delete what thresholds have learnt of the end user of any of these fingerprints; how many rows."""
         async with self._database.transaction(tenant) as connection:
             removed: int = await connection.scalar(
-                text("select pericarp.forget_end_user(:tenant, :print)"),
-                {"tenant": tenant, "print": fingerprint},
+                text("select pericarp.forget_end_user(:tenant, cast(:prints as text[]))"),
+                {"tenant": tenant, "prints": list(fingerprints)},
             )
         return removed
 

@@ -274,9 +274,9 @@ begin
 end $$
 """
 
-# What thresholds learnt of one end user: of its fingerprint, which the caller computes.
+# What thresholds learnt of one end user: of its fingerprints, which the caller computes.
 FORGET_END_USER = """
-create function pericarp.forget_end_user(p_tenant uuid, p_end_user text) returns bigint
+create function pericarp.forget_end_user(p_tenant uuid, p_end_users text[]) returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -284,10 +284,10 @@ declare
     v_all bigint := 0;
 begin
     perform set_config('app.tenant_id', p_tenant::text, true);
-    delete from pericarp.review r where r.tenant_id = p_tenant and r.end_user = p_end_user;
+    delete from pericarp.review r where r.tenant_id = p_tenant and r.end_user = any (p_end_users);
     get diagnostics v_count = row_count;
     v_all := v_all + v_count;
-    delete from pericarp.traffic_user u where u.tenant_id = p_tenant and u.end_user = p_end_user;
+    delete from pericarp.traffic_user u where u.tenant_id = p_tenant and u.end_user = any (p_end_users);
     get diagnostics v_count = row_count;
     return v_all + v_count;
 end $$
@@ -305,7 +305,7 @@ OF_APP = (
     "due_pruning(integer, integer, integer)",
     "claim_pruning(uuid, bigint)",
     "issue_warrant(uuid, uuid, integer)",
-    "forget_end_user(uuid, text)",
+    "forget_end_user(uuid, text[])",
 )
 OF_QUOTA = ("open_warrants(integer)", "prune_bodies(uuid, uuid, integer)")
 INNER = ("refuse_unwarranted()", "kept_days(uuid, integer)")

@@ -25,7 +25,8 @@ def erase(
     subject: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Only what is of this token's `sub`, or of this name in a certificate."
+            metavar="NAME",
+            help="Only what is of this end user, of this token's `sub`, or of this name in a certificate.",
         ),
     ] = None,
     as_json: JsonFlag = False,

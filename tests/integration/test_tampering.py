@@ -83,6 +83,11 @@ MUTATIONS = (
         f"index {VICTIM}: the body",
     ),
     Mutation(
+        "body taken away",
+        (f"update pericarp.audit_inbox i set body = null from {OF_VICTIM}",),
+        f"index {VICTIM}: the body is gone",
+    ),
+    Mutation(
         "recorded hash",
         (f"update pericarp.audit_leaf set envelope = {FLIP.format('envelope', 90)} where index = {VICTIM}",),
         f"index {VICTIM}: the body",
