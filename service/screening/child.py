@@ -13,6 +13,8 @@ import os
 import resource
 import sys
 from dataclasses import replace
+from functools import partial
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from models import Pixels
 from service.errors import ImageRejected
 from service.processes.parent import Parent, name_process
 from service.processes.sandbox import Confinement, Measure, confine
+from service.processes.shared_memory import open_region
 from service.processes.wire import Detector, Failure, Hello
 from service.screening import FORMATS, ImageLimits
 from service.screening.encode import encode, reencode
@@ -63,33 +66,35 @@ WARM_UP_LIMITS = ImageLimits(bytes=4096, pixels=4096, side=64, aspect=1, frames=
 
 
 def main(arguments: list[str]) -> None:
-    """`fd parent_pid`, the five limits in the order of `ImageLimits`, and the equipment where there is any."""
-    fd, parent_pid, *numbers = (int(argument) for argument in arguments[:7])
+    """`fd parent_pid region`, the five limits in the order of `ImageLimits`, and the equipment where there is any."""
+    fd, parent_pid, shared, *numbers = (int(argument) for argument in arguments[:8])
     limits = ImageLimits(*numbers)
-    parent = Parent(fd, parent_pid, vocabulary(limits))
+    parent = Parent(fd, parent_pid, vocabulary(limits), keep=shared)
     name_process("screener")
+    region = open_region(shared)
     _warm_up()
-    eyes = _equip(arguments[7]) if len(arguments) > 7 else None
+    eyes = _equip(arguments[8]) if len(arguments) > 8 else None
     prepare(limits)
     measures = _lock()
     parent.follow_to_death()
     gc.freeze()
     parent.send(Hello(pid=os.getpid(), sandbox=measures, detectors=eyes.detectors if eyes else BLIND))
-    while True:
-        parent.send(answer(parent.receive(), limits, eyes))
+    parent.serve(partial(answer, limits=limits, region=region, eyes=eyes))
 
 
 def answer(
-    message: object, limits: ImageLimits, eyes: Eyes | None = None
+    message: object, limits: ImageLimits, region: mmap, eyes: Eyes | None = None
 ) -> CleanReply | EncodeReply | Rejected | Failure:
-    """What to say to one message. Whatever goes wrong with an image is a `Rejected`."""
+    """What to say to one message; pixels go into `region`. Whatever goes wrong with an image is a `Rejected`."""
     if not isinstance(message, CleanRequest | EncodeRequest):
         return Failure(getattr(message, "id", 0), "not_asked")
     if isinstance(message, EncodeRequest) and message.format not in ("", *FORMATS):
         return Failure(message.id, "not_asked")
     try:
         return (
-            _clean(message, limits, eyes) if isinstance(message, CleanRequest) else _encode(message, limits)
+            _clean(message, limits, region, eyes)
+            if isinstance(message, CleanRequest)
+            else _encode(message, limits)
         )
     except ImageRejected as exc:
         limit = exc.limit if isinstance(exc.limit, int) else None
@@ -102,12 +107,15 @@ def answer(
         )
 
 
-def _clean(message: CleanRequest, limits: ImageLimits, eyes: Eyes | None) -> CleanReply:
+def _clean(message: CleanRequest, limits: ImageLimits, region: mmap, eyes: Eyes | None) -> CleanReply:
     cleaned = clean_image(message.image, limits)
-    findings, text = _look(cleaned.pixels, message.looks, eyes)
+    pixels = cleaned.pixels
+    findings, text = _look(pixels, message.looks, eyes)
+    region[: len(pixels.data)] = pixels.data
     return CleanReply(
         message.id,
-        cleaned.pixels,
+        pixels.width,
+        pixels.height,
         cleaned.width,
         cleaned.height,
         cleaned.format,
