@@ -26,6 +26,7 @@ from service.processes.wire import Beat, Hello, Vocabulary, WireError
 STDERR_LINE_BYTES = 500
 STDERR_LINES = 40
 WATCHES_PER_SILENCE = 8
+FORBIDDEN_CALL = b"ended by the kernel: it made a system call that its filter does not allow"
 
 
 class ChildLost(Exception):
@@ -45,7 +46,7 @@ class Launch:
 
     `{fd}`, `{parent}` and `{shared}` in `argv` become the number of the inherited socket, the gateway's pid, and
     `shared`, a descriptor that the child inherits under the same number. `environ` is the child's whole environment.
-    `told` gets each line of its stderr, cut short; it must not raise.
+    `told` gets each line of its stderr, cut short, and a word of ours where the kernel ended it; it must not raise.
     """
 
     argv: tuple[str, ...]
@@ -201,6 +202,8 @@ class Child:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+        if status == -signal.SIGSYS:
+            self._hear(FORBIDDEN_CALL)
         self._lose(f"ended with {_status(status)}", kill=False)
 
     async def _forward(self) -> None:

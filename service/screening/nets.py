@@ -30,7 +30,7 @@ from PIL.Image import Resampling
 from service.screening.skin import RGB
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 SIDE = 224
 """Both networks see 224 × 224 pixels."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from service.processes.children import Child, ChildLost, Launch, start_child
 from service.processes.shared_memory import Region
+from service.screening.diary import Diary
 from service.screening.messages import REGION_BYTES
 
 
@@ -18,6 +19,7 @@ class Slot:
     region: Region | None = None
     images: int = 0
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    diary: Diary = field(default_factory=lambda: Diary("images"))
 
     @property
     def alive(self) -> bool:
@@ -36,6 +38,7 @@ class Slot:
             region.close()
             raise
         self.region, self.images = region, 0
+        self.diary.tell_confinement(self.child)
         return self.child
 
     async def stop(self) -> None:
