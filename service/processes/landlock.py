@@ -46,7 +46,7 @@ def shut() -> tuple[Measure, ...]:
     if abi < 1:
         why = os.strerror(ctypes.get_errno())
         return tuple(Measure(name, False, why) for name in PARTS)
-    others = len(list(Path("/proc/self/task").iterdir())) - 1
+    others = _count_other_threads()
     ruleset = _Ruleset(
         (1 << max(rights for since, rights in FILE_RIGHTS.items() if since <= abi)) - 1,
         TCP if abi >= PARTS["landlock_tcp"] else 0,
@@ -66,11 +66,19 @@ def shut() -> tuple[Measure, ...]:
     )
 
 
-def _measure(name: str, since: int, abi: int, others: int, probe: Callable[[], object]) -> Measure:
+def _count_other_threads() -> int | None:
+    """None where there is no /proc."""
+    try:
+        return len(list(Path("/proc/self/task").iterdir())) - 1
+    except OSError:
+        return None
+
+
+def _measure(name: str, since: int, abi: int, others: int | None, probe: Callable[[], object]) -> Measure:
     if abi < since:
         return Measure(name, False, f"needs ABI {since}, here is {abi}")
-    if others:
-        return Measure(name, False, f"{others} threads began before it")
+    if others != 0:
+        return Measure(name, False, f"{others or 'unknown'} threads began before it")
     try:
         probe()
     except PermissionError:
@@ -86,6 +94,7 @@ def _open_root() -> None:
 
 def _connect() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
         probe.connect(("127.0.0.1", 1))
 
 

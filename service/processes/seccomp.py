@@ -3,8 +3,9 @@
 Three answers, of which [decision 10](docs/decisions/0010-locked-children.md) gives the reasons:
 
     allowed    memory without execution, waiting, the socket's own descriptor, stderr, the process's own end
-    refused    with an error, as if the system had nothing of it: what the interpreter and libraries ask for when
-               something is amiss, and can do without (files by their path, clone3, calls younger than this table)
+    refused    with an error, as if the system had nothing of it: what the interpreter and libraries ask for by
+               themselves and can do without (files by their path, questions about the machine, clone3, calls younger
+               than this table)
     the rest   the kernel ends the process: who makes such a call is not our code
 
 The architecture is checked with every call, and x32's numbers are among the rest.
@@ -143,6 +144,17 @@ def rules(connection: int, pid: int) -> tuple[Rule, ...]:
                 ("readlink", (89, None)),
                 ("readlinkat", (267, 78)),
                 ("getcwd", (79, 17)),
+            )
+        ),
+        *(
+            Rule(name, numbers, REFUSE | errno.EPERM)
+            for name, numbers in (
+                ("getrandom", (318, 278)),
+                ("clock_nanosleep", (230, 115)),
+                ("sched_getaffinity", (204, 123)),
+                ("sysinfo", (99, 179)),
+                ("uname", (63, 160)),
+                ("ioctl", (16, 29)),
             )
         ),
         Rule("clone3", (435, 435), REFUSE | errno.ENOSYS),

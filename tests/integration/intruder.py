@@ -7,6 +7,7 @@ value: the error's number that the kernel answered, or 0 where the act was done.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import platform
@@ -14,7 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +30,7 @@ FIRST_WIDTH = 300
 WIRE, GATEWAY = (int(argument) for argument in sys.argv[1:3]) if __name__ == "__main__" else (-1, -1)
 
 ON_X86 = platform.machine() == "x86_64"
-PTRACE, READ_OTHERS, BPF, MEMFD, FUTEX_PI = (101, 310, 321, 319, 202) if ON_X86 else (117, 270, 280, 279, 98)
+PTRACE, READ_OTHERS, BPF, RANDOM, FUTEX = (101, 310, 321, 318, 202) if ON_X86 else (117, 270, 280, 278, 98)
 IO_URING, CLONE3, YOUNGER = 425, 435, 500
 """Numbers of calls that Python has no function for."""
 
@@ -75,9 +78,13 @@ ACTS: dict[str, Callable[[], object]] = {
     "look at a path": lambda: os.stat("/etc"),
     "read a link": lambda: os.readlink("/proc/self/exe"),
     "import": lambda: __import__("wave"),
+    "randomness": lambda: _call(RANDOM, ctypes.addressof(_name), 8),
+    "sleep": lambda: time.sleep(0.01),
+    "count the cores": lambda: os.sched_getaffinity(0),
+    "ask what is waiting": lambda: fcntl.ioctl(WIRE, termios.FIONREAD, bytes(4)),
     "clone3": lambda: _call(CLONE3, 0, 0),
     "a younger call": lambda: _call(YOUNGER),
-    "lock with priorities": lambda: _call(FUTEX_PI, ctypes.addressof(_name), 6),
+    "lock with priorities": lambda: _call(FUTEX, ctypes.addressof(_name), 6),
     "list a folder": lambda: os.listdir("/"),
     # What ends the process.
     "a socket": socket.socket,

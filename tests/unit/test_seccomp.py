@@ -95,6 +95,7 @@ def judge(machine: Machine, number: int, *arguments: int, architecture: int | No
         ("exit_group", (0,), ALLOW),
         ("openat", (-100,), REFUSE | errno.EACCES),
         ("newfstatat", (-100,), REFUSE | errno.EACCES),
+        ("getrandom", (0, 8, 0), REFUSE | errno.EPERM),
         ("clone3", (0, 0), REFUSE | errno.ENOSYS),
     ],
 )
