@@ -14,11 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models import Pixels
 from service.errors import ImageRejected, ScreeningLost
 from service.processes.children import Child
 from service.screening import REASONS, Cleaned, ImageFormat, ImageLimits
 from service.screening.messages import REGION_BYTES, CleanReply, CleanRequest, EncodeReply, vocabulary
 from service.screening.pool import Screen
+from service.screening.resize import MAX_CLEAN_PIXELS
+from service.screening.signals import Looks
 from tests.assets import images
 from tests.corpus import odd_files
 
@@ -121,6 +124,18 @@ async def test_a_child_that_writes_what_was_not_asked_for_is_not_believed(screen
         (CleanRequest(1, PNG), None),
     ):
         assert screen._trust_file(slot, lie, form) is None  # type: ignore[arg-type]
+
+
+async def test_a_child_that_says_it_left_more_pixels_than_there_may_be_is_not_believed(
+    screen: Screen,
+) -> None:
+    (slot, _) = screen._slots
+    reply = CleanReply(1, 64, 40, 64, 40, "png", (), 0)
+    left = screen._trust_pixels(slot, reply, Looks())
+    assert left is not None and left.pixels == Pixels(64, 40, bytes(64 * 40 * 3))
+    for columns, rows in ((0, 40), (64, 0), (-64, -40), (MAX_CLEAN_PIXELS + 1, 1), (2**31, 2**31)):
+        lie = replace(reply, columns=columns, rows=rows)
+        assert screen._trust_pixels(slot, lie, Looks()) is None
 
 
 @pytest.mark.parametrize(
