@@ -55,10 +55,12 @@ def shut() -> tuple[Measure, ...]:
     descriptor = libc.syscall(
         CREATE_RULESET, ctypes.byref(ruleset), ctypes.c_size_t(ctypes.sizeof(ruleset)), 0
     )
-    if descriptor < 0 or libc.syscall(RESTRICT_SELF, descriptor, 0) != 0:
-        why = os.strerror(ctypes.get_errno())
+    refused = descriptor < 0 or libc.syscall(RESTRICT_SELF, descriptor, 0) != 0
+    why = os.strerror(ctypes.get_errno())
+    if descriptor >= 0:
+        os.close(descriptor)
+    if refused:
         return tuple(Measure(name, False, why) for name in PARTS)
-    os.close(descriptor)
     probes = (_open_root, _connect, _signal_parent)
     return tuple(
         _measure(name, since, abi, others, probe)
