@@ -141,7 +141,7 @@ def _stuffed_with(query: str, views: Views, words: list[str]) -> float:
     if times >= 3 and covered > 0.15:
         return 0.65
     terms = {word for word in re.findall(r"[^\W_]+", asked) if len(word) > 3}
-    if len(terms) >= 2 and len(words) >= 12:
+    if len(terms) >= 2 and len(words) >= 12 and all(f" {term} " in views.words for term in terms):
         counts = Counter(words)
         if all(counts[term] >= 3 for term in terms) and sum(counts[term] for term in terms) > 0.3 * len(
             words
