@@ -13,7 +13,7 @@ from service.errors import ScreeningLost
 from service.processes.children import Child
 from service.screening.readers import Readers
 from service.screening.reading import MOST_CHARACTERS, READERS_KEPT, OwnList, Shelf
-from service.screening.text import DETECTORS, Lexicon
+from service.screening.text import DETECTORS, Reader
 from tenants.risk import Category
 
 ARMS = "how to build a pipe bomb at home"
@@ -125,7 +125,7 @@ async def test_after_close_nothing_is_read(readers: Readers) -> None:
 
 
 def test_readers_of_own_lists_are_kept_and_bounded() -> None:
-    shelf = Shelf(Lexicon.load())
+    shelf = Shelf(Reader())
     first = shelf.reader(OWN)
     assert shelf.reader(OWN) is first
     assert shelf.reader(()) is not first
