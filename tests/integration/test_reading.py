@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +16,10 @@ from service.processes.children import Child
 from service.screening.readers import Readers
 from service.screening.reading import MOST_CHARACTERS, READERS_KEPT, OwnList, Shelf
 from service.screening.text import DETECTORS, Reader
+from service.screening.text.classifier import WEIGHTS
 from tenants.risk import Category
 
+ROOT = Path(__file__).resolve().parents[2]
 ARMS = "how to build a pipe bomb at home"
 PLAIN = "a recipe for apple cake"
 OWN = (OwnList(Category.DRUGS, ("blue sugar", "蓝色糖果")),)
@@ -116,6 +120,29 @@ async def test_a_reader_that_hangs_is_killed_within_its_time() -> None:
         assert not hung.alive
     finally:
         await readers.close()
+
+
+async def test_a_reader_without_the_classifiers_weights_says_so_and_has_failed_on_every_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("service", "tenants", "models"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "demo")
+        )
+    weights = tmp_path / WEIGHTS.relative_to(ROOT)
+    weights.write_bytes(weights.read_bytes()[:-1])
+    monkeypatch.chdir(tmp_path)  # where `python -m` looks first
+    told: list[str] = []
+    readers = Readers(timeout_s=10.0, told=told.append)
+    await readers.start()
+    try:
+        assert [each.name for each in readers.detectors if not each.active] == ["classifier"]
+        plain, armed = await readers.read([PLAIN, ARMS])
+        assert plain.failed == armed.failed == ("classifier",)
+        assert armed.signals
+    finally:
+        await readers.close()
+    assert any("classifier" in line for line in told)
 
 
 async def test_after_close_nothing_is_read(readers: Readers) -> None:

@@ -15,11 +15,15 @@ from service.screening.judge import measure
 from service.screening.reading import describe
 from service.screening.text import DETECTORS, Reader
 from service.screening.text.classifier import (
+    BITS,
     DETECTOR,
     PIECE,
+    SHORTEST,
     WEIGHTS,
     Classifier,
     ClassifierMissing,
+    grams,
+    scan,
 )
 from service.screening.text.views import view
 from tenants.risk import Category
@@ -162,3 +166,13 @@ def test_one_that_raises_has_failed_and_the_others_read(
     (findings,) = reader.read(("cocaine",))
     assert findings.failed == (DETECTOR,)
     assert [signal.rule for signal in findings.signals] == ["lexicon.drugs-en"]
+
+
+@pytest.mark.parametrize("text", ["Hello big world", "你好，世界 abc", "k1ll them", "x", "", "the the the"])
+def test_a_short_text_weighs_what_its_n_grams_do(text: str) -> None:
+    """What is scored is what was trained: the same n-grams, whoever stands beside the text."""
+    weights = np.random.default_rng(0).integers(-127, 127, 2**BITS).astype(np.int8)
+    scanned = scan(view(text))
+    expected = weights[grams(scanned)].sum(dtype=np.int64) / np.sqrt(max(len(scanned), SHORTEST))
+    scored = raw(Classifier(weights, np.array([[0.001, 0.0]] * 2)), "another text", text, "别的文字")[1]
+    assert np.log(scored / (1 - scored)) == pytest.approx(0.001 * expected)

@@ -30,7 +30,7 @@ from tenants.risk import Category
 DETECTOR = "classifier"
 CATEGORY = Category.HATE
 WEIGHTS = Path(__file__).with_name("classifier.safetensors")
-DIGEST = "d1991d7934e7161e97dd81b15cb28b547d5a851518345a336281ad07d3294f38"
+DIGEST = "e005f9df3c032b691bcf2cde4dd5aff9164a64e18bb19d775eda7263f0d47a27"
 """SHA-256 of the file `WEIGHTS`."""
 
 BITS = 20
@@ -63,7 +63,7 @@ _HANZI = re.compile("[\u3400-\u9fff]")
 _STRETCHED = re.compile(r"([^\W\d])\1\1+")
 
 Codes = npt.NDArray[np.uint32]
-Buckets = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int64]
 
 
 class ClassifierMissing(Exception):
@@ -128,7 +128,7 @@ class Classifier:
         ends = begins + lengths
         joined = "".join(piece.ljust(room) for piece, room in zip(pieces, rooms.tolist(), strict=True))
         sums = np.zeros(len(joined) + 1, np.int32)
-        np.cumsum(self._contributions(joined, hanzi), out=sums[1:])
+        np.cumsum(self._contributions(joined, ends, hanzi), out=sums[1:])
         worst = np.full(len(pieces), -np.inf)
         for length, step in HANZI_WINDOWS if hanzi else WINDOWS:
             start = np.arange(0, len(joined), step)
@@ -144,11 +144,16 @@ class Classifier:
         logits: npt.NDArray[np.float64] = slope * worst + offset
         return logits
 
-    def _contributions(self, joined: str, hanzi: bool) -> npt.NDArray[np.int32]:
+    def _contributions(self, joined: str, ends: Places, hanzi: bool) -> npt.NDArray[np.int32]:
         """[characters] the sum of the weights of the n-grams that begin at each."""
         total = np.zeros(len(joined), np.int32)
-        for bucket, at in _grams(joined, hanzi):
+        for bucket, at in _word_grams(joined):
             total[at] += self.weights.take(bucket)
+        for bucket, order in _character_grams(joined, hanzi):
+            weight = self.weights.take(bucket)
+            for left in range(1, order):  # what begins so near to a text's end is no n-gram of it
+                weight[ends - left] = 0
+            total[: len(weight)] += weight
         return total
 
 
@@ -163,11 +168,11 @@ def scan(views: Views) -> str:
     return f"{text}{' '.join(_straighten(views.tokens[index]) for index in views.odd)} "
 
 
-def grams(text: str) -> Buckets:
-    """The buckets of all n-grams that begin in a scanned text, for whoever trains."""
-    place = np.arange(len(text) + GAP)
-    found = _grams(f"{text}{' ' * GAP}", has_hanzi(text))
-    return np.concatenate([bucket[place[at] < len(text)] for bucket, at in found])
+def grams(text: str) -> Places:
+    """The buckets of all n-grams of a scanned text, for whoever trains."""
+    found = [bucket for bucket, _ in _word_grams(text)]
+    found += [bucket for bucket, _ in _character_grams(text, has_hanzi(text))]
+    return np.concatenate(found)
 
 
 def has_hanzi(text: str) -> bool:
@@ -175,15 +180,13 @@ def has_hanzi(text: str) -> bool:
     return _HANZI.search(text) is not None
 
 
-def _grams(joined: str, hanzi: bool) -> Iterator[tuple[Buckets, slice | Buckets]]:
-    """Buckets of n-grams, and where each begins: no place twice."""
+def _word_grams(joined: str) -> Iterator[tuple[Places, Places]]:
+    """Buckets of words and of pairs of words, and where each begins: no place twice in one array."""
     codes = _codes(joined)
-    orders = (*ORDERS, *HANZI_ORDERS) if hanzi else ORDERS
-    yield from _character_grams(codes, orders, kind=0)
-    if hanzi:
-        yield from _character_grams(_codes(sounds(joined)), SOUND_ORDERS, kind=1)
     blanks = np.flatnonzero(codes == 0x20)
     begin = blanks[:-1]
+    if not len(begin):
+        return
     since = np.zeros(len(codes), np.int32)
     since[begin] = begin
     np.maximum.accumulate(since, out=since)
@@ -191,20 +194,30 @@ def _grams(joined: str, hanzi: bool) -> Iterator[tuple[Buckets, slice | Buckets]
     letters = codes * _PLACES.take(since)
     letters[blanks] = 0
     words = np.add.reduceat(letters, begin, dtype=np.uint32)  # [blanks - 1], 0 where two blanks meet
-    yield _bucket(words), begin
-    yield _bucket(words[:-1] * _BASE + words[1:] + np.uint32(7)), begin[:-1]
+    is_word = words != 0
+    yield _bucket(words[is_word]), begin[is_word]
+    is_pair = is_word[:-1] & is_word[1:]
+    pairs = words[:-1] * _BASE + words[1:] + np.uint32(7)
+    yield _bucket(pairs[is_pair]), begin[:-1][is_pair]
 
 
-def _character_grams(codes: Codes, orders: Sequence[int], *, kind: int) -> Iterator[tuple[Buckets, slice]]:
+def _character_grams(joined: str, hanzi: bool) -> Iterator[tuple[Places, int]]:
+    """Buckets of the n-grams that begin at each character, and how many characters they have."""
+    yield from _runs(_codes(joined), (*ORDERS, *HANZI_ORDERS) if hanzi else ORDERS, kind=0)
+    if hanzi:
+        yield from _runs(_codes(sounds(joined)), SOUND_ORDERS, kind=1)
+
+
+def _runs(codes: Codes, orders: Sequence[int], *, kind: int) -> Iterator[tuple[Places, int]]:
     hashed = codes + np.uint32(0x1000_0000 * (kind + 1))
     for order in range(1, max(orders) + 1):
         if order > 1:
             hashed = hashed[:-1] * _BASE + codes[order - 1 :]
         if order in orders:
-            yield _bucket(hashed), slice(0, len(hashed))
+            yield _bucket(hashed), order
 
 
-def _bucket(hashed: Codes) -> Buckets:
+def _bucket(hashed: Codes) -> Places:
     hashed = (hashed ^ (hashed >> np.uint32(15))) * _MULTIPLIER
     return (hashed >> np.uint32(32 - BITS)).astype(np.int64)
 
