@@ -23,7 +23,7 @@ from service.screening.signals import Findings, Signal
 from service.screening.text.classifier import WEIGHTS, Classifier, ClassifierMissing
 from service.screening.text.code import CodeRules
 from service.screening.text.homophones import Homophones
-from service.screening.text.injection import InjectionRules
+from service.screening.text.injection import Asked, InjectionRules
 from service.screening.text.lexicon import Lexicon
 from service.screening.text.views import Views, view
 
@@ -66,10 +66,11 @@ class Reader:
 
         `query`: what the texts are to be ranked by, where there is one; it makes keyword stuffing plainer.
         """
+        asked = Asked.of(query) if query else None
         views = [_view(text) for text in texts]
         classified = self._classify([each for each in views if each is not None])
         return tuple(
-            Findings(failed=DETECTORS) if each is None else self._read(each, query, next(classified))
+            Findings(failed=DETECTORS) if each is None else self._read(each, asked, next(classified))
             for each in views
         )
 
@@ -77,18 +78,18 @@ class Reader:
         self.lexicon = lexicon
         self._homophones = Homophones(lexicon)
 
-    def _read(self, views: Views, query: str | None, classified: tuple[Signal, ...] | None) -> Findings:
+    def _read(self, views: Views, asked: Asked | None, classified: tuple[Signal, ...] | None) -> Findings:
         signals: list[Signal] = []
         failed: list[str] = []
         for detector in DETECTORS:
             try:
-                signals += self._detect(detector, views, query, classified)
+                signals += self._detect(detector, views, asked, classified)
             except Exception:  # noqa: BLE001  one that fails is told apart from one that finds nothing
                 failed.append(detector)
         return Findings(tuple(signals), tuple(failed))
 
     def _detect(
-        self, detector: str, views: Views, query: str | None, classified: tuple[Signal, ...] | None
+        self, detector: str, views: Views, asked: Asked | None, classified: tuple[Signal, ...] | None
     ) -> tuple[Signal, ...]:
         match detector:
             case "lexicon":
@@ -96,7 +97,7 @@ class Reader:
             case "homophone":
                 return self._homophones.search(views)
             case "injection":
-                return self._injection.search(views, query)
+                return self._injection.search(views, asked)
             case "code":
                 return self._code.search(views)
             case _:

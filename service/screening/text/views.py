@@ -97,7 +97,7 @@ def view(text: str) -> Views:
         joined,
         words,
         tokens,
-        _odd(tokens, joined),
+        _odd(words, tokens, joined),
         _runs(words, joined),
         hanzi,
         sounds(hanzi) if hanzi else "",
@@ -146,9 +146,11 @@ def bend(views: Views, odd: Iterable[int]) -> tuple[str, tuple[tuple[int, int], 
     return "".join(parts), tuple(spans)
 
 
-def _odd(tokens: list[str], words: str) -> list[int]:
-    odd = [index for index, token in enumerate(tokens) if not token.isalpha() and _is_leet(token)]
-    if _is_stretched(words):
+def _odd(words: list[str], tokens: list[str], joined: str) -> list[int]:
+    odd = []
+    if not (joined.replace(" ", "").isalpha() and tokens == words):  # letters alone: the common text
+        odd = [index for index, token in enumerate(tokens) if not token.isalpha() and _is_leet(token)]
+    if _is_stretched(joined):
         odd += [index for index, token in enumerate(tokens) if _STRETCHED.search(token)]
     return odd
 
