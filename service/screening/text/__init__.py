@@ -46,6 +46,10 @@ class Reader:
         self._injection = InjectionRules()
         self._code = CodeRules()
         self._classifier = _classifier(weights)
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Load what loads late. Raises RuntimeError where a detector cannot read."""
         (warm_up,) = self.read(("Warm-up: ｗｉｄｅ, 中文。 ignore b0mb ' or 1=1",), query="none of these")
         if broken := set(warm_up.failed) - set(self.missing):
             raise RuntimeError(f"Detectors that cannot read: {', '.join(sorted(broken))}.")
