@@ -48,7 +48,8 @@ def main() -> int:
         parser.error("only full runs are saved")
     halves = [half for half in HALVES if options.only in (None, half)]
     load_before = round(os.getloadavg()[0], 2)
-    run = {"commit": git_commit(), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "load_before": load_before}
+    machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "load_before": load_before}
+    run = {"commit": git_commit(), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine}
     kept = json.loads(RESULTS.read_text()) if options.save and options.only else {}
     figures, aims = (
         [each for each in kept.get(name, ()) if each["half"] not in halves] for name in ("figures", "aims")
@@ -63,7 +64,7 @@ def main() -> int:
             table += [{"half": half, **row} for row in rows]
     report = {
         "name": "screening",
-        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "load_before": load_before},
+        "machine": machine,
         "versions": {
             "pericarp": __version__,
             "python": platform.python_version(),
