@@ -43,7 +43,7 @@ AT_ONCE = 32
 THRESHOLDS = (0.3, 0.6, 0.8)
 QUERY = "a waterproof coat for winter"
 AIM_MS, AIM_ADDED_MS = 1.0, 2.0
-PAIRS, QUICK_PAIRS = 200, 25
+PAIRS, QUICK_PAIRS = 200, 15
 
 
 def measure_text(*, quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -30,6 +30,7 @@ _LENGTH_BYTES = bytes(119 if chr(c).isalnum() else 32 for c in range(128)) + byt
 _HANZI = "\u3400-\u9fff"
 _ANY_WORD = re.compile(rf"[^\W_{_HANZI}]+")
 _ANY_TOKEN = re.compile(rf"(?:[^\W_{_HANZI}]|[@$!|+€¢£¥])+")
+_SIGN = re.compile("[@$!|+€¢£¥]")
 _STRETCHED = re.compile(r"([^\W\d])\1\1")
 _DOUBLED = re.compile(r"([^\W\d])\1+")
 _HAS_HANZI = re.compile(rf"[{_HANZI}]")
@@ -89,7 +90,8 @@ def view(text: str) -> Views:
         tokens = words if tokens_raw == words_raw else tokens_raw.decode().split()
         hanzi = ""
     else:
-        words, tokens = _ANY_WORD.findall(plain), _ANY_TOKEN.findall(plain)
+        words = _ANY_WORD.findall(plain)
+        tokens = _ANY_TOKEN.findall(plain) if _SIGN.search(plain) else words
         hanzi = _hanzi(plain)
     joined = f" {' '.join(words)} "
     return Views(
