@@ -30,6 +30,7 @@ from tenants.guard import refuse_outdated, refuse_unsafe
 from tenants.tables import SCHEMA
 
 if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
     from sqlalchemy import Connection as SyncConnection
 
     from tenants.access import TenantId
@@ -228,6 +229,16 @@ class Database:
                     if last or not _is_outage(exc):
                         raise
         raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def calls(self) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
+        """One transaction of function calls as `call` makes them. Commits at the end, rolls back on any error.
+
+        Raises `DatabaseUnavailable`; whether a lost commit happened is not known then.
+        """
+        with translated():
+            async with self._call_pool.acquire(timeout=ACQUIRE_S) as connection, connection.transaction():
+                yield connection
 
     async def answers(self) -> bool:
         """True where the database answers now. Never raises."""

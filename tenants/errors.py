@@ -29,6 +29,9 @@
     ├── KeySetMissing           an issuer's keys are not there: retryable
     ├── EntryInvalid            the bytes are not an entry of the log
     ├── ProofInvalid            a proof, checkpoint or signature of the log that does not hold
+    │   └── LogBroken           the stored tree is not the one that was signed
+    ├── ReceiptNotFound         no entry of that id, or another tenant's: one message for both
+    ├── ReceiptPending          the entry is not in the tree yet: retryable
     ├── SealBroken              a wrapped secret does not open: wrong master key, or altered bytes
     ├── DatabaseUnavailable     retryable; nothing is known to have happened
     ├── UnsafeRole              the runtime role could step over row security; the service must not start
@@ -236,6 +239,18 @@ class EntryInvalid(TenancyError):
 
 class ProofInvalid(TenancyError):
     """The proof does not hold."""
+
+
+class LogBroken(ProofInvalid):
+    """The log's tree does not agree with what was signed; its operators are told. Nothing is proven until it does."""
+
+
+class ReceiptNotFound(TenancyError):
+    """There is no such receipt."""
+
+
+class ReceiptPending(TenancyError):
+    """The entry is recorded, and not in the tree yet. Try again shortly."""
 
 
 class SealBroken(TenancyError):

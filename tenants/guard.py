@@ -43,7 +43,7 @@ select format('role %I owns, or may become the owner of, %s', session_user, owne
  where pg_has_role(session_user, owned.owner, 'MEMBER')
 """
 
-TABLE_FAULTS = """
+TABLE_FAULTS = r"""
 with tables as (
     select c.oid, c.relname, c.relrowsecurity, c.relforcerowsecurity
       from pg_class c
@@ -79,7 +79,9 @@ select format('table %I can be truncated by %I', relname, session_user) from tab
  where has_table_privilege(session_user, oid, 'TRUNCATE')
 union all
 select format('the log can be changed by %I', session_user) from tables
- where relname = 'audit_inbox' and has_table_privilege(session_user, oid, 'UPDATE, DELETE')
+ where relname like 'audit\_%' and (has_table_privilege(session_user, oid, 'UPDATE, DELETE')
+       or has_any_column_privilege(session_user, oid, 'UPDATE')
+       or (relname <> 'audit_inbox' and has_table_privilege(session_user, oid, 'INSERT')))
 union all
 select format('view %I does not run with its reader''s rights', relname) from pg_class
  where relnamespace = 'pericarp'::regnamespace and relkind in ('v', 'm')

@@ -16,12 +16,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from sqlalchemy import make_url
+from alembic import command
+from sqlalchemy import Connection, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
 from tenants import embedded
 from tenants.access import Access, Caller, Role, plane_of
 from tenants.audit import Audit
-from tenants.database import Database, migrate
+from tenants.database import Database, _alembic_config, connect, migrate
 from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.keys import Keys
@@ -44,8 +47,14 @@ class Secrets:
 
     pepper: bytes
     master_key: bytes
+    log_key: bytes
     owner_password: str
     app_password: str
+
+    @property
+    def keys(self) -> tuple[bytes, bytes, bytes]:
+        """As an installation has them: pepper, master key, log key."""
+        return self.pepper, self.master_key, self.log_key
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +62,7 @@ def installation_secrets() -> Secrets:
     return Secrets(
         pepper=secrets.token_bytes(32),
         master_key=secrets.token_bytes(32),
+        log_key=secrets.token_bytes(32),
         owner_password=secrets.token_hex(16),
         app_password=secrets.token_hex(16),
     )
@@ -177,7 +187,7 @@ def repeats(database: Database, installation_secrets: Secrets) -> Repeats:
 @pytest.fixture(scope="module")
 def service(app_url: str, installation_secrets: Secrets) -> Iterator[Served]:
     """The whole service, over real HTTP, with a puppet for a model, on this module's database."""
-    with serve(app_url, installation_secrets.pepper, installation_secrets.master_key) as served:
+    with serve(app_url, *installation_secrets.keys) as served:
         yield served
 
 
@@ -273,6 +283,25 @@ class Proxy:
 
 def with_database(url: str, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+async def go_back(owner_url: str, revision: str) -> None:
+    """Bring the schema back to what it was at that revision."""
+
+    def downgrade(connection: Connection) -> None:
+        config = _alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(owner_url, {}, command_timeout=60),
+        poolclass=NullPool,
+    )
+    async with engine.begin() as connection:
+        await connection.run_sync(downgrade)
+        assert await connection.scalar(text("select version_num from pericarp.alembic_version")) == revision
+    await engine.dispose()
 
 
 async def run_as_superuser(url: str, *statements: str) -> None:

@@ -5,36 +5,18 @@ from __future__ import annotations
 import uuid
 
 import asyncpg
-from alembic import command
-from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 from tenants.access import Access, Role, Scope
-from tenants.database import Database, _alembic_config, connect, migrate
+from tenants.database import Database, migrate
 from tenants.key_text import digest_secret, make_key
 from tenants.keys import Keys
-from tests.integration.conftest import Secrets
+from tests.integration.conftest import Secrets, go_back
 
 
 async def test_old_search_keys_go_on_and_old_administrators_keys_are_revoked(
     owner_url: str, app_url: str, superuser_url: str, installation_secrets: Secrets
 ) -> None:
-    def go_back(connection: Connection) -> None:
-        config = _alembic_config()
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0010")
-
-    engine = create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=lambda: connect(owner_url, {}, command_timeout=60),
-        poolclass=NullPool,
-    )
-    async with engine.begin() as connection:
-        await connection.run_sync(go_back)
-        assert await connection.scalar(text("select version_num from pericarp.alembic_version")) == "0010"
-    await engine.dispose()
-
+    await go_back(owner_url, "0010")
     tenant = uuid.uuid4()
     old = {role: make_key() for role in Role}
     superuser = await asyncpg.connect(superuser_url)

@@ -1,0 +1,58 @@
+"""The tables of the Merkle tree over the log; `tenants.tables` is where everybody finds them."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Identity,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import UUID
+
+from tenants.columns import metadata, time
+
+audit_waiting = Table(
+    "audit_waiting",
+    metadata,
+    Column("position", BigInteger, Identity(always=True), nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("position", name="audit_waiting_pkey"),
+)
+
+audit_leaf = Table(
+    "audit_leaf",
+    metadata,
+    Column("tenant_id", UUID, nullable=False),
+    Column("id", UUID, nullable=False),
+    Column("index", BigInteger, nullable=False, comment="in the tree, from 0 on, without a gap"),
+    Column("envelope", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "id", name="audit_leaf_pkey"),
+    UniqueConstraint("index", name="audit_leaf_index_key"),
+)
+
+audit_tile = Table(
+    "audit_tile",
+    metadata,
+    Column("level", Integer, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("hashes", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("level", "number", name="audit_tile_pkey"),
+)
+
+audit_checkpoint = Table(
+    "audit_checkpoint",
+    metadata,
+    Column("size", BigInteger, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+    time("recorded_at", default=True),
+    PrimaryKeyConstraint("size", name="audit_checkpoint_pkey"),
+    CheckConstraint("size > 0", name="audit_checkpoint_size_check"),
+)
