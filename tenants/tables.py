@@ -27,12 +27,16 @@ from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, 
 
 from tenants.columns import SCHEMA, metadata, time
 from tenants.log_tables import audit_checkpoint, audit_leaf, audit_tile, audit_waiting
+from tenants.search_tables import audit_input, audit_risk, audit_search
 from tenants.threshold_tables import canary, review, threshold, threshold_change, traffic, traffic_user
 
 __all__ = [
     "SCHEMA",
     "audit_checkpoint",
+    "audit_input",
     "audit_leaf",
+    "audit_risk",
+    "audit_search",
     "audit_tile",
     "audit_waiting",
     "canary",

@@ -14,13 +14,13 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from tenants.access import Access, Caller, Role, TenantId
-from tenants.audit import Audit, Decision, Entry
+from tenants.audit import Audit, Decision, Entry, ItemPrint
 from tenants.canaries import Canaries, Canary
 from tenants.ceiling import Ceiling
 from tenants.database import Database
 from tenants.denials import Denials
 from tenants.directory import Directory
-from tenants.errors import KeyNotFound, QuotaExceeded, SessionNotFound
+from tenants.errors import EntryNotFound, KeyNotFound, QuotaExceeded, SessionNotFound
 from tenants.evidence import Evidence, Measure, Screened
 from tenants.keys import Key
 from tenants.policies import Setter
@@ -30,6 +30,7 @@ from tenants.quotas import Hold, Quotas
 from tenants.repeats import Kept, Repeats
 from tenants.reviews import Place, Reviews, Verdict
 from tenants.risk import Category, Mode
+from tenants.search import Filter, Search
 from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Session, Sessions, make_session_id
 from tenants.tables import metadata
@@ -72,7 +73,12 @@ async def residents(
         (key,) = await directory.keys.list(caller.tenant)
         await directory.policies.set_ceiling(Ceiling(sessions=1000), tenant=caller.tenant)
         session_id = make_session_id()
-        opening = replace(entry_for(caller, str(uuid.uuid4())), session=session_id)
+        opening = replace(
+            entry_for(caller, str(uuid.uuid4())),
+            session=session_id,
+            query=ItemPrint("x" * 43, 1),
+            details={"screening": {"action": "flag", "risks": {"text": {"hate": [900_000, 600_000]}}}},
+        )
         session, receipt = await sessions.open(caller, session_id, opening)
         hold = await quotas.hold(caller, str(uuid.uuid4()), images=1)
         with pytest.raises(QuotaExceeded):
@@ -369,3 +375,16 @@ async def test_the_log_keeps_tenants_apart(audit: Audit, residents: tuple[Reside
         assert [entry.id for entry in await audit.list_entries(mine.caller.tenant)] == [mine.receipt]
         assert await audit.list_entries(mine.caller.tenant, before=theirs.receipt) == ()
     assert await audit.list_entries(TenantId(uuid.uuid4())) == ()
+
+
+async def test_the_search_keeps_tenants_apart(
+    database: Database, residents: tuple[Resident, Resident]
+) -> None:
+    search = Search(database)
+    for mine, theirs in (residents, residents[::-1]):
+        tenant = mine.caller.tenant
+        for asked in (Filter(), Filter(fingerprint="x" * 43), Filter(risk_above=0.5), Filter(action="flag")):
+            assert [entry.id for entry in await search.page(tenant, asked, most=9)] == [mine.receipt]
+            assert sum(each.count for each in await search.count(tenant, asked)) == 1
+        with pytest.raises(EntryNotFound):
+            await search.find(tenant, theirs.receipt)
