@@ -18,6 +18,7 @@ from starlette.responses import Response
 from service import __version__
 from service.api.addresses import Proxies
 from service.api.admin.router import build_admin_router
+from service.api.auditing import build_auditing_router
 from service.api.complaints import complaints, refuse
 from service.api.documentation import document
 from service.api.door import Door
@@ -51,6 +52,7 @@ from service.screening.pool import Screen
 from service.screening.readers import Readers
 from service.screening.recall import Recall
 from service.screening.signals import Findings
+from service.sequencing import Sequencing
 from service.upkeep import Upkeep
 from service.vetting import Seen, Vetting
 from service.watch.logs import get_logger, where_it_broke
@@ -102,6 +104,7 @@ def create_app(
     uses = Uses(database)
     refusals = Refusals(audit)
     evidence = Evidence(database)
+    sequencing = Sequencing(desk.sequencer)
     identities = read_identities(settings.identities.read_text()) if settings.identities else Identities()
     if identities.certificates and settings.client_ca is None:
         raise InvalidIdentities("certificates are mapped, but PERICARP_CLIENT_CA is not set")
@@ -117,6 +120,7 @@ def create_app(
         uses=uses,
         refusals=refusals,
         evidence=evidence,
+        sequencing=sequencing,
         key_sets=KeySets(identities.issuers, tokens) if identities.issuers else None,
     )
     identify = Identify(
@@ -258,7 +262,12 @@ def create_app(
     app.include_router(build_images_router(clean=clean, deadline_s=settings.deadline_s))
     app.include_router(
         build_router(
-            fleet=serving, screen=screen, readers=readers, database=database, model=settings.model_name
+            fleet=serving,
+            screen=screen,
+            readers=readers,
+            database=database,
+            sequencing=sequencing,
+            model=settings.model_name,
         )
     )
     app.include_router(
@@ -269,6 +278,7 @@ def create_app(
     moderation = Moderation(ledger=ledger, vetting=vetting, fetch=fetch, deadline_s=settings.deadline_s)
     app.include_router(build_moderations_router(moderation=moderation, deadline_s=settings.deadline_s))
     app.include_router(build_usage_router(quotas=quotas))
+    app.include_router(build_auditing_router(proofs=desk.proofs))
     app.include_router(
         build_leaks_router(
             leaks=Leaks(database=database, keys=desk.directory.keys, audit=audit, refusals=refusals),

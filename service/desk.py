@@ -16,9 +16,11 @@ from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.lifecycle import Lifecycle
 from tenants.presence import Presences
+from tenants.proofs import Proofs
 from tenants.quotas import Quotas
 from tenants.repeats import Repeats
 from tenants.reviews import Reviews
+from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Sessions
 from tenants.thresholds import Thresholds
 
@@ -37,6 +39,8 @@ class Desk:
     sessions: Sessions
     quotas: Quotas
     audit: Audit
+    sequencer: Sequencer
+    proofs: Proofs
     presences: Presences
     repeats: Repeats
     denials: Denials
@@ -57,6 +61,7 @@ def build_desk(database: Database, installation: Installation) -> Desk:
     sessions = Sessions(database)
     quotas = Quotas(database)
     audit = Audit(database, master_key=installation.master_key)
+    signer = log_signer(installation.log_key)
     presences = Presences(database)
     denials = Denials(database)
     deeds = Deeds(database, audit)
@@ -70,6 +75,8 @@ def build_desk(database: Database, installation: Installation) -> Desk:
         sessions=sessions,
         quotas=quotas,
         audit=audit,
+        sequencer=Sequencer(database, signer),
+        proofs=Proofs(database, signer.key),
         presences=presences,
         repeats=Repeats(database, master_key=installation.master_key),
         denials=denials,

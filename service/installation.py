@@ -27,7 +27,7 @@ SECRET_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Where the database is, and the two keys that are kept apart from it."""
+    """Where the database is, and the three keys that are kept apart from it."""
 
     app_url: str = field(repr=False)
     owner_url: str | None = field(repr=False)
@@ -35,6 +35,8 @@ class Installation:
     """HMAC key of every API key's secret, 32 bytes."""
     master_key: bytes = field(repr=False)
     """Wraps the tenants' audit keys, 32 bytes."""
+    log_key: bytes = field(repr=False)
+    """Signs the log's checkpoints: an Ed25519 private key (RFC 8032), 32 bytes."""
 
 
 @contextmanager
@@ -49,11 +51,10 @@ def opened(settings: Settings) -> Iterator[Installation]:
     home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     keep = home / "secrets"
     keep.mkdir(mode=0o700, exist_ok=True)
-    pepper = _keep_secret(keep / "pepper")
-    master_key = _keep_secret(keep / "master-key")
+    keys = (_keep_secret(keep / "pepper"), _keep_secret(keep / "master-key"), _keep_secret(keep / "log-key"))
     if settings.database_url is not None:
         owner_url = settings.owner_database_url.get_secret_value() if settings.owner_database_url else None
-        yield Installation(settings.database_url.get_secret_value(), owner_url, pepper, master_key)
+        yield Installation(settings.database_url.get_secret_value(), owner_url, *keys)
         return
     with embedded.running(home) as server:
         urls = asyncio.run(
@@ -63,7 +64,7 @@ def opened(settings: Settings) -> Iterator[Installation]:
                 app_password=_keep_secret(keep / "postgres-app").hex(),
             )
         )
-        yield Installation(urls.app_url, urls.owner_url, pepper, master_key)
+        yield Installation(urls.app_url, urls.owner_url, *keys)
 
 
 def bring_up_to_date(installation: Installation) -> None:

@@ -1,5 +1,5 @@
-"""What goes on beside the requests so that who calls is known: changes heard, issuers' keys fetched,
-uses, refusals and the evidence of screening written."""
+"""What goes on beside the requests: changes heard and issuers' keys fetched, so that who calls is known; uses, refusals
+and the evidence of screening written; entries put into the log's tree."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from service.key_sets import KeySets
     from service.refusals import Refusals
+    from service.sequencing import Sequencing
     from tenants.changes import Changes
     from tenants.evidence import Evidence
     from tenants.uses import Uses
@@ -37,12 +38,14 @@ class Upkeep:
         uses: Uses,
         refusals: Refusals,
         evidence: Evidence,
+        sequencing: Sequencing,
         key_sets: KeySets | None = None,
     ) -> None:
         self._changes = changes
         self._uses = uses
         self._refusals = refusals
         self._evidence = evidence
+        self._sequencing = sequencing
         self._key_sets = key_sets
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -53,6 +56,7 @@ class Upkeep:
             "uses": self._write_uses,
             "evidence": self._write_evidence,
             "refusals": self._refusals.write,
+            "log": self._sequencing.keep,
         }
         if self._key_sets is not None:
             works["key sets"] = self._key_sets.keep
@@ -73,6 +77,7 @@ class Upkeep:
                 await self._evidence.write()
                 self._refusals.sum_up(all_of_them=True)
                 await self._refusals.write_waiting()
+                await self._sequencing.turn()
         except (TimeoutError, DatabaseUnavailable):
             log.error(
                 "refusals, uses or evidence could not be written before the end",

@@ -30,6 +30,7 @@ from tenants.guard import refuse_outdated, refuse_unsafe
 from tenants.tables import SCHEMA
 
 if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
     from sqlalchemy import Connection as SyncConnection
 
     from tenants.access import TenantId
@@ -230,7 +231,7 @@ class Database:
         raise AssertionError("unreachable")
 
     @asynccontextmanager
-    async def calls(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    async def calls(self) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
         """One transaction of function calls as `call` makes them. Commits at the end, rolls back on any error.
 
         Raises `DatabaseUnavailable`; whether a lost commit happened is not known then.

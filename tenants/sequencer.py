@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ from tenants.envelope import Envelope
 from tenants.errors import LogBroken, ProofInvalid
 
 if TYPE_CHECKING:
-    from asyncpg import Connection, Record
+    from asyncpg import Record
+    from asyncpg.pool import PoolConnectionProxy
 
     from tenants.checkpoint import VerifyKey
     from tenants.database import Database
@@ -34,6 +35,8 @@ STEP_LEAVES = 4096
 ORIGIN = "pericarp/log/"
 _EMPTY = Checkpoint("", 0, merkle.EMPTY_ROOT)
 Tiles = dict[tuple[int, int], bytes]
+Fetch = Callable[..., Awaitable[list["Record"]]]
+"""Runs a statement with its arguments: a connection's `fetch`, or `Database.call`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,6 @@ class Step:
     integrated: int = 0
     size: int | None = None
     """Of the tree afterwards; None where another integrates at the moment."""
-    lag_s: float = 0.0
-    """For how long, as far as this process knows, the first leaf has been waiting that waits after the step."""
 
     @property
     def full(self) -> bool:
@@ -68,31 +69,34 @@ class Sequencer:
         """
         try:
             async with self._database.calls() as connection:
-                return await self._step(connection)
-        except asyncpg.UniqueViolationError:
+                step = await self._step(connection)
+            if step.integrated:
+                self._head = None
+            return step
+        except asyncpg.UniqueViolationError as exc:
             # Rows that were restored one by one queued themselves again; the first leaf of an entry stands.
-            await self._database.call("select pericarp.forget_integrated()")
+            if not (await self._database.call("select pericarp.forget_integrated()"))[0][0]:
+                raise LogBroken("a leaf or a checkpoint stands where the tree has none") from exc
             return Step()
 
-    async def _step(self, connection: Connection[Record]) -> Step:
+    async def _step(self, connection: PoolConnectionProxy[Record]) -> Step:
         row = await connection.fetchrow("select * from pericarp.begin_integration($1)", STEP_LEAVES)
         assert row is not None, "a function without a set gives one row"
-        lag_s = self._waited(row["head"])
+        self._note_head(row["head"])
         if not row["locked"]:
-            return Step(lag_s=lag_s)
-        newest = await self._check(connection, row["note"], row["leaves"])
+            return Step()
+        newest, tiles = await self._check(connection, row["note"], row["leaves"])
         positions, envelopes = row["positions"], row["envelopes"]
         if not positions:
             self._seen = newest
-            return Step(size=newest.size, lag_s=lag_s)
+            return Step(size=newest.size)
         for envelope in envelopes:
             _check_leaf(envelope)
-        edge = await read_tiles(connection, [(level, n) for level, n, width in merkle.tiles_of(newest.size)])
         grown = merkle.grow(
-            newest.size, [merkle.hash_leaf(envelope) for envelope in envelopes], tile_reader(edge)
+            newest.size, [merkle.hash_leaf(envelope) for envelope in envelopes], tile_reader(tiles)
         )
         size = newest.size + len(positions)
-        root = merkle.root(size, tile_reader(edge | grown))
+        root = merkle.root(size, tile_reader(tiles | grown))
         after = Checkpoint(self._signer.key.name, size, root)
         await connection.execute(
             "select pericarp.integrate($1, $2, $3, $4, $5, $6, $7)",
@@ -104,18 +108,20 @@ class Sequencer:
             root,
             self._signer.sign(after),
         )
-        self._seen = newest
-        return Step(len(positions), size, lag_s)
+        self._seen = newest  # what this step makes of it is not durable yet
+        return Step(len(positions), size)
 
-    async def _check(self, connection: Connection[Record], note: str | None, leaves: int) -> Checkpoint:
-        """The newest checkpoint, after all that is to hold of it."""
+    async def _check(
+        self, connection: PoolConnectionProxy[Record], note: str | None, leaves: int
+    ) -> tuple[Checkpoint, Tiles]:
+        """The newest checkpoint and the tiles at its tree's edge, after all that is to hold of them."""
         newest = verified(note, self._signer.key)
         if leaves != newest.size:
             raise LogBroken(f"the tree of {newest.size} leaves is stored with {leaves}")
         if newest.size < self._seen.size:
             raise LogBroken(f"the tree had {self._seen.size} leaves and has {newest.size}")
         points = [self._seen.size - 1] if self._seen.size else []
-        tiles = await read_tiles(connection, merkle.tiles_for(newest.size, points))
+        tiles = await read_tiles(connection.fetch, merkle.tiles_for(newest.size, points))
         read = tile_reader(tiles)
         try:
             if merkle.root(newest.size, read) != newest.root:
@@ -128,17 +134,18 @@ class Sequencer:
             raise LogBroken(
                 f"the tree of {newest.size} leaves does not begin with that of {self._seen.size}: {exc}"
             ) from exc
-        return newest
+        return newest, tiles
 
-    def _waited(self, head: int | None) -> float:
-        """How long the first of the queue has been its first, by this process's own clock."""
-        now_s = time.monotonic()
-        if head is None:
+    @property
+    def lag_s(self) -> float:
+        """For how long, by this process's own clock, the first leaf of the queue has been seen waiting there."""
+        return time.monotonic() - self._head[1] if self._head is not None else 0.0
+
+    def _note_head(self, position: int | None) -> None:
+        if position is None:
             self._head = None
-            return 0.0
-        if self._head is None or self._head[0] != head:
-            self._head = (head, now_s)
-        return now_s - self._head[1]
+        elif self._head is None or self._head[0] != position:
+            self._head = (position, time.monotonic())
 
 
 def log_signer(seed: bytes) -> Signer:
@@ -157,10 +164,10 @@ def verified(note: str | None, key: VerifyKey) -> Checkpoint:
         raise LogBroken(f"the newest checkpoint is not signed by {key.name}: {exc}") from exc
 
 
-async def read_tiles(connection: Connection[Record], places: Iterable[tuple[int, int]]) -> Tiles:
+async def read_tiles(fetch: Fetch, places: Iterable[tuple[int, int]]) -> Tiles:
     """The stored tiles at these places, `(level, number)`; those that are missing are left out."""
     wanted = sorted(places)
-    rows = await connection.fetch(
+    rows = await fetch(
         "select * from pericarp.read_tiles($1, $2)",
         [level for level, _ in wanted],
         [number for _, number in wanted],

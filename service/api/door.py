@@ -22,6 +22,7 @@ from service.asks import Exchange
 from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, describe
 from service.watch import metrics
 from service.watch.logs import get_logger, where_it_broke
+from tenants.errors import ReceiptPending
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -139,7 +140,9 @@ class Door:
     async def _record(self, exchange: Exchange, exc: Exception) -> Trouble:
         """What to answer for `exc`; for a known caller only after the log has its entry ("no entry, no answer")."""
         trouble = describe(exc)
-        if isinstance(exc, NotReady):  # a probe asked too early: that is its answer, and nobody's failure
+        if isinstance(
+            exc, NotReady | ReceiptPending
+        ):  # who asks too early has an answer; it is nobody's failure
             return trouble
         if trouble.status >= 500:
             log.error(

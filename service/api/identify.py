@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tenants.tokens import Tokens
     from tenants.uses import Uses
 
-ADMIN_PATHS = ("/admin/", "/metrics")
+ADMIN_PATHS = ("/admin/", "/audit/", "/metrics")
 """What belongs to the admin plane; every other path is the data plane's."""
 TOKEN_LENGTH = 8192
 

@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from service.processes.wire import Detector
     from service.screening.pool import Screen
     from service.screening.readers import Readers
+    from service.sequencing import Sequencing
     from tenants.database import Database
 
 
 def build_router(
-    *, fleet: Fleet, screen: Screen, readers: Readers, database: Database, model: str
+    *,
+    fleet: Fleet,
+    screen: Screen,
+    readers: Readers,
+    database: Database,
+    sequencing: Sequencing,
+    model: str,
 ) -> APIRouter:
     """The routes beside those that rank. `model` is the served model's name as callers see it."""
     router = APIRouter()
@@ -53,7 +60,7 @@ def build_router(
         "/readyz", tags=["health"], summary="Requests can be answered", responses={503: PROBLEMS[503]}
     )
     async def tell_readiness() -> dict[str, Any]:
-        """True only when a worker has scored a warm-up, screening runs and the database answers.
+        """True only when a worker has scored a warm-up, screening runs, the database answers and the log's tree holds.
 
         `screening` tells what is looked with, what of it is missing, and how the processes that look are confined.
         """
@@ -61,6 +68,7 @@ def build_router(
             "worker": fleet.ready,
             "screening": screen.ready and readers.ready,
             "database": await database.answers(),
+            "log": not sequencing.fault,
         }
         if not all(checks.values()):
             missing = ", ".join(name for name, ready in checks.items() if not ready)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+import sys
+from pathlib import Path
+from typing import IO, Annotated, Any
 
 import typer
 
-from service.cli.console import JsonFlag, TenantName, print_records, tell
-from service.cli.opening import at_desk
+from service.cli.console import JsonFlag, TenantName, print_record, print_records, progress, tell
+from service.cli.opening import at_desk, installation
 from service.desk import Desk
+from service.installation import bring_up_to_date
 from tenants.audit import decode
+from tenants.log_export import export_log
+from tenants.sequencer import log_signer
 
 app = typer.Typer(help="The log of decisions.", no_args_is_help=True)
 COLUMNS = ["recorded_at", "operation", "decision", "code", "status", "document_count", "request_id"]
@@ -32,3 +38,55 @@ def list_entries(
         ]
 
     print_records(f"Entries of {tenant}", COLUMNS, at_desk(find), as_json=as_json)
+
+
+@app.command("key")
+def show_key(as_json: JsonFlag = False) -> None:
+    """Show the log's public key. Auditors keep it: every checkpoint and receipt is verified by it."""
+    with installation() as (_settings, found):
+        key = log_signer(found.log_key).key
+    if as_json:
+        print_record("The log's key", {"origin": key.name, "key": key.text}, as_json=True)
+    else:
+        typer.echo(key.text)
+
+
+@app.command("export")
+def export(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to write it; must not be there yet. - is stdout.")
+    ],
+    tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="This tenant's entries; others' as hashes alone.")
+    ] = None,
+    bodies: Annotated[bool, typer.Option(help="With the entries' bytes, or with their hashes alone.")] = True,
+) -> None:
+    """Write the log, in lines of JSON that tools/verify.py checks. Needs the database's owner, as `migrate` does."""
+
+    async def write(owner_url: str, out: IO[bytes]) -> None:
+        with progress() as bar:
+            task = bar.add_task("Writing entries", total=None)
+            async for line in export_log(
+                owner_url,
+                tenant=tenant,
+                bodies=bodies,
+                told=lambda done, size: bar.update(task, completed=done, total=size),
+            ):
+                out.write(line)
+
+    with installation() as (_settings, found):
+        if found.owner_url is None:
+            raise typer.BadParameter("set PERICARP_OWNER_DATABASE_URL: only the owner reads all of the log")
+        bring_up_to_date(found)
+        if str(file) == "-":
+            asyncio.run(write(found.owner_url, sys.stdout.buffer))
+            sys.stdout.buffer.flush()
+            return
+        try:
+            with file.open("xb") as out:
+                asyncio.run(write(found.owner_url, out))
+        except FileExistsError:
+            raise typer.BadParameter(f"{file} is there already") from None
+        except BaseException:
+            file.unlink(missing_ok=True)  # half an export is none
+            raise

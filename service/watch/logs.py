@@ -38,6 +38,8 @@ ACTIONS = frozenset(
         "tenant_purged",
         "thresholds_stepped",
         "upkeep_failed",
+        "log_broken",
+        "log_failed",
         "key_leaked",
         "issuer_keys",
         "issuer_keys_failed",

@@ -66,6 +66,20 @@ JOBS = Gauge("pericarp_jobs", "Jobs at workers, and in line before them.", ["sta
 WORKER_RETRIES = Counter(
     "pericarp_worker_retries", "Requests scored again after a worker died.", registry=REGISTRY
 )
+LOG_SIZE = Gauge(
+    "pericarp_log_size", "Entries in the log's tree, as this gateway saw it last.", registry=REGISTRY
+)
+LOG_LAG = Gauge(
+    "pericarp_log_lag_seconds",
+    "How long the first entry that is not in the tree has waited.",
+    registry=REGISTRY,
+)
+LOG_FAILURES = Counter(
+    "pericarp_log_failures",
+    "Times that entries could not be put into the tree.",
+    ["reason"],
+    registry=REGISTRY,
+)
 
 
 def render() -> bytes:

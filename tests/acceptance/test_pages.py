@@ -38,7 +38,7 @@ def test_health_and_readiness_need_no_key(service: Service) -> None:
     }
     assert told == {
         "status": "ready",
-        "checks": {"worker": True, "screening": True, "database": True},
+        "checks": {"worker": True, "screening": True, "database": True, "log": True},
         "weights": "sealed",
     }
 

@@ -47,8 +47,14 @@ class Secrets:
 
     pepper: bytes
     master_key: bytes
+    log_key: bytes
     owner_password: str
     app_password: str
+
+    @property
+    def keys(self) -> tuple[bytes, bytes, bytes]:
+        """As an installation has them: pepper, master key, log key."""
+        return self.pepper, self.master_key, self.log_key
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +62,7 @@ def installation_secrets() -> Secrets:
     return Secrets(
         pepper=secrets.token_bytes(32),
         master_key=secrets.token_bytes(32),
+        log_key=secrets.token_bytes(32),
         owner_password=secrets.token_hex(16),
         app_password=secrets.token_hex(16),
     )
@@ -180,7 +187,7 @@ def repeats(database: Database, installation_secrets: Secrets) -> Repeats:
 @pytest.fixture(scope="module")
 def service(app_url: str, installation_secrets: Secrets) -> Iterator[Served]:
     """The whole service, over real HTTP, with a puppet for a model, on this module's database."""
-    with serve(app_url, installation_secrets.pepper, installation_secrets.master_key) as served:
+    with serve(app_url, *installation_secrets.keys) as served:
         yield served
 
 

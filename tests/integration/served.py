@@ -83,10 +83,16 @@ class Served:
 
 @contextmanager
 def serve(
-    app_url: str, pepper: bytes, master_key: bytes, *, network: Network | None = None, **settings: Any
+    app_url: str,
+    pepper: bytes,
+    master_key: bytes,
+    log_key: bytes,
+    *,
+    network: Network | None = None,
+    **settings: Any,
 ) -> Iterator[Served]:
     """A service over that database, ready; gone afterwards whatever happened. `network` is for remote images."""
-    installation = Installation(app_url, None, pepper, master_key)
+    installation = Installation(app_url, None, pepper, master_key, log_key)
     running: list[Served] = []
     failed: list[BaseException] = []
     stop = threading.Event()

@@ -19,7 +19,7 @@ SLEEP = {"query": "sleep 60", "documents": ["a"]}
 @pytest.fixture(scope="module")
 def second(service: Served, app_url: str, installation_secrets: Secrets) -> Iterator[Served]:
     """Another gateway on the same database."""
-    with serve(app_url, installation_secrets.pepper, installation_secrets.master_key) as served:
+    with serve(app_url, *installation_secrets.keys) as served:
         yield served
 
 

@@ -75,11 +75,10 @@ async def serve(
     async def start(**settings: Any) -> Served:
         tenant = await directory.create_tenant(f"vendor-{secrets.token_hex(4)}", Policy())
         _, key = await directory.keys.create(tenant.id, Role.SEARCH)
-        kept = (installation_secrets.pepper, installation_secrets.master_key)
         fleet = LocalFleet(model="puppet", worker="tests.integration.fake_worker", start_s=120)
         app = create_app(
             Settings(home=tmp_path, port=0, screeners=1, **settings),
-            Installation(app_url, None, *kept),
+            Installation(app_url, None, *installation_secrets.keys),
             fleet=fleet,
         )
         server = uvicorn.Server(uvicorn.Config(app, port=0, http="httptools", ws="none", log_config=None))

@@ -37,8 +37,7 @@ def service(app_url: str, installation_secrets: Secrets, server: Outside) -> Ite
     names = {"img.example": [[PUBLIC]], "inside.example": [["10.0.0.1"]]}
     with serve(
         app_url,
-        installation_secrets.pepper,
-        installation_secrets.master_key,
+        *installation_secrets.keys,
         network=Routes(server, names),
         remote_image_ca=server.authority,
     ) as served:

@@ -19,7 +19,7 @@ SHAPES = {f"#/components/schemas/{shape.__name__}": shape for shape in BODIES}
 
 
 def operations() -> Iterator[tuple[str, dict[str, Any]]]:
-    app = create_app(Settings(), Installation("postgresql://nobody@/nothing", None, bytes(32), bytes(32)))
+    app = create_app(Settings(), Installation("postgresql://nobody@/nothing", None, *[bytes(32)] * 3))
     for path, methods in app.openapi()["paths"].items():
         if path.startswith("/admin/"):
             yield from ((f"{method.upper()} {path}", operation) for method, operation in methods.items())

@@ -48,6 +48,12 @@ API = (ROOT / "docs" / "api.md").read_text()
 ADMINISTRATION = (ROOT / "docs" / "administration.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 SESSIONS = ("/v1/sessions", "/v1/sessions/{session_id}")
+LOG = (
+    "/v1/receipts/{receipt_id}",
+    "/audit/v1/receipts/{receipt_id}",
+    "/audit/v1/checkpoint",
+    "/audit/v1/tile/{level}/{path}",
+)
 TYPERS_OWN = {"--help", "--install-completion", "--show-completion"}
 
 
@@ -104,7 +110,7 @@ def test_every_reason_to_refuse_an_image_stands_in_the_api_page(reason: str) -> 
     sorted(
         {path for path in OPEN_PATHS if "." not in path}
         | {path for dialect in DIALECTS for path in dialect.paths}
-        | {CLEAN_PATH, "/v1/models", "/v1/moderations", "/v1/usage", "/metrics", *SESSIONS}
+        | {CLEAN_PATH, "/v1/models", "/v1/moderations", "/v1/usage", "/metrics", *SESSIONS, *LOG}
     ),
 )
 def test_every_path_stands_in_the_api_page(path: str) -> None:
@@ -112,7 +118,7 @@ def test_every_path_stands_in_the_api_page(path: str) -> None:
 
 
 def test_every_path_of_an_administrator_stands_in_its_page() -> None:
-    app = create_app(Settings(), Installation("postgresql://nobody@/nothing", None, bytes(32), bytes(32)))
+    app = create_app(Settings(), Installation("postgresql://nobody@/nothing", None, *[bytes(32)] * 3))
     paths = {path: methods for path, methods in app.openapi()["paths"].items() if path.startswith("/admin/")}
     assert len(paths) >= 20
     missing = [
