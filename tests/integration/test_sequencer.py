@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator
 
@@ -260,6 +262,35 @@ async def test_the_tree_of_another_key_is_not_grown(
     await drain(sequencer)
     with pytest.raises(LogBroken, match="not signed by"):
         await Sequencer(database, log_signer(bytes(32))).step()
+
+
+@pytest.mark.parametrize("moment", range(5))
+async def test_a_kill_at_any_moment_of_a_step_loses_and_doubles_nothing(
+    app_url: str,
+    audit: Audit,
+    sequencer: Sequencer,
+    signer: Signer,
+    make_caller: MakeCaller,
+    plain: asyncpg.Connection[asyncpg.Record],
+    moment: int,
+) -> None:
+    caller = await make_caller()
+    made = await record(audit, caller.tenant, 3)
+    await drain(sequencer)
+    made += await record(audit, caller.tenant, 4)
+    before = await plain.fetchval("select max(size) from pericarp.audit_checkpoint")
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.integration.dying_sequencer", app_url, SEED.hex(), str(moment))
+    )
+    assert await killed.wait() == -signal.SIGKILL
+    while (step := await sequencer.step()).size is None:  # until the server has noticed that it is gone
+        await asyncio.sleep(0.01)
+    assert (step.integrated, step.size) == (0 if moment == 4 else 4, before + 4)
+    found = await plain.fetch(
+        "select id from pericarp.audit_leaf where tenant_id = $1 order by index", caller.tenant
+    )
+    assert [row["id"] for row in found] == made
+    await check_whole(plain, signer)
 
 
 async def test_entries_from_before_the_tree_are_queued_by_the_migration(
