@@ -43,7 +43,6 @@ class Role(StrEnum):
     TENANT_ADMIN = "tenant_admin"
     AUDITOR = "auditor"
     PLATFORM_ADMIN = "platform_admin"
-    PLATFORM_AUDITOR = "platform_auditor"
 
 
 class Scope(StrEnum):
@@ -76,7 +75,6 @@ ROLE_SCOPES: Mapping[Role, frozenset[Scope]] = MappingProxyType(
         ),
         Role.AUDITOR: frozenset({Scope.AUDIT, Scope.USAGE}),
         Role.PLATFORM_ADMIN: frozenset(Scope),
-        Role.PLATFORM_AUDITOR: frozenset({Scope.AUDIT}),
     }
 )
 """The scopes of a role at most. An administrator's `rerank` and `sessions` are there to be handed on to the keys

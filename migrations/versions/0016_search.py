@@ -8,7 +8,6 @@ else. Each index leads with the tenant and ends with the order of a page, newest
 Row security hides other tenants' rows before any filter that might tell of them runs, so an index serves only
 operators that Postgres knows to leak nothing: plain comparisons, and none of arrays or jsonb. `log_tenants` tells whose
 entries there are, of tenants that were purged as well. Entries from before this revision are indexed by it.
-The role `platform_auditor` comes with it: it reads every tenant's log, and changes nothing.
 """
 
 from __future__ import annotations
@@ -171,12 +170,6 @@ $$
 """
 
 FUNCTIONS = ("index_body(uuid, uuid, timestamptz, bytea)", "index_entry()", "log_tenants()")
-ROLES = "'search', 'tenant_admin', 'auditor', 'platform_admin'"
-
-
-def _allow_roles(roles: str) -> None:
-    op.execute("alter table pericarp.key drop constraint key_role_check")
-    op.execute(f"alter table pericarp.key add constraint key_role_check check (role in ({roles}))")
 
 
 def upgrade() -> None:
@@ -186,7 +179,6 @@ def upgrade() -> None:
     for signature in FUNCTIONS:
         op.execute(f"revoke all on function pericarp.{signature} from public")
     op.execute("grant execute on function pericarp.log_tenants() to pericarp_quota")
-    _allow_roles(f"{ROLES}, 'platform_auditor'")
 
 
 def downgrade() -> None:
@@ -195,14 +187,3 @@ def downgrade() -> None:
     for signature in ("index_entry()", "index_body(uuid, uuid, timestamptz, bytea)", "log_tenants()"):
         op.execute(f"drop function pericarp.{signature}")
     op.execute(f"drop table {', '.join(f'pericarp.{table}' for table in TABLES)}")
-    # An earlier version knows no such role. Row security is forced upon the owner too, who is to see every tenant's keys.
-    for table in ("key_secret", "key"):
-        op.execute(f"alter table pericarp.{table} no force row level security")
-    op.execute(
-        "delete from pericarp.key_secret s using pericarp.key k"
-        " where k.role = 'platform_auditor' and k.tenant_id = s.tenant_id and k.id = s.key_id"
-    )
-    op.execute("delete from pericarp.key where role = 'platform_auditor'")
-    for table in ("key_secret", "key"):
-        op.execute(f"alter table pericarp.{table} force row level security")
-    _allow_roles(ROLES)
