@@ -33,6 +33,7 @@ from http import HTTPStatus
 from models import JobTooLong, ModelFailed, ModelNotFound
 from tenants.errors import (
     DatabaseUnavailable,
+    EntryNotFound,
     Fault,
     Invalid,
     InvalidKeyLimits,
@@ -240,6 +241,7 @@ TABLE: dict[type[Exception], Meaning] = {
     ThresholdNotFound: Meaning(404, "threshold_not_found"),
     ReceiptNotFound: Meaning(404, "receipt_not_found"),
     ReceiptPending: Meaning(404, "receipt_pending", 1),
+    EntryNotFound: Meaning(404, "entry_not_found"),
     ReviewRefused: Meaning(409, "review_refused"),
     TenantExists: Meaning(409, "tenant_exists"),
     InvalidName: Meaning(422, "invalid_name"),

@@ -1,0 +1,245 @@
+"""What an auditor asks of the log, and the entry that says so: nothing is answered before that entry stands.
+
+Each tenant is asked for itself, under its own row security; whoever may see all of them gets what each one answers, put
+into one order. An input is looked for by its fingerprint under the key of each tenant that is asked, so it is never in a
+query's own entry either.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from service.deeds import OPERATOR
+from tenants.access import INSTALLATION, Role
+from tenants.audit import Decision, Entry, micro_units
+from tenants.errors import EntryNotFound, SealBroken, TenantNotFound
+from tenants.search import Count, Filter, Found, Position
+
+if TYPE_CHECKING:
+    from service.deeds import Actor
+    from tenants.access import TenantId
+    from tenants.audit import Audit
+    from tenants.lifecycle import Lifecycle
+    from tenants.search import Search
+
+SEE_ALL = frozenset({Role.PLATFORM_ADMIN, OPERATOR})
+"""Who asks every tenant's log; whoever else, its own."""
+BATCH = 1000
+"""Entries that an export holds at a time."""
+SHARE = 16
+"""Entries that are read of each of many tenants at least."""
+
+
+Filters = list[tuple["TenantId", Filter]]
+"""What is asked of whom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A text, or an image's bytes as they were sent."""
+
+    text: str | None = None
+    image: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Whose entries are asked for, and in whose log that is told."""
+
+    tenants: tuple[TenantId, ...]
+    home: TenantId
+    """Of one tenant that still exists its own, so that its auditor reads of it; else the asker's."""
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Entries that are looked for."""
+
+    reach: Reach
+    filters: Filters
+    told: Mapping[str, object]
+    """The same in strings and integers, for the log and for cursors; an input as its fingerprint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Entries in batches, newest first, and how many they were when it began."""
+
+    count: int
+    batches: AsyncIterator[tuple[Found, ...]]
+
+
+class Inquiry:
+    """Asks the log."""
+
+    def __init__(self, *, search: Search, audit: Audit, lifecycle: Lifecycle) -> None:
+        self._search = search
+        self._audit = audit
+        self._lifecycle = lifecycle
+
+    async def reach(self, role: str, own: TenantId, tenant: UUID | None) -> Reach:
+        """Whose log someone of that role and tenant asks; `tenant` is the one that was named.
+
+        An auditor asks its own tenant's. Whoever sees all of them may name one, also one that was purged. The
+        operator's own is `INSTALLATION`. Raises `TenantNotFound`, for what is not there as for what is not theirs.
+        """
+        if role not in SEE_ALL:
+            if tenant not in (None, own):
+                raise TenantNotFound
+            return Reach((own,), own)
+        told = await self._lifecycle.in_log()
+        if tenant is None:
+            return Reach(told, own, everything=True)
+        try:
+            found = (await self._lifecycle.find(tenant)).id
+        except TenantNotFound:
+            purged = [each for each in told if each == tenant]
+            if not purged:
+                raise
+            return Reach((purged[0],), own)
+        return Reach((found,), found)
+
+    async def question(self, reach: Reach, asked: Filter, looked_for: Input | None = None) -> Question:
+        """What each tenant is asked. One whose key is destroyed has no fingerprints any more: no input of it is found."""
+        told = tell_filter(asked)
+        if reach.everything:
+            told["tenant"] = "all"
+        elif reach.tenants[0] != reach.home:
+            told["tenant"] = str(reach.tenants[0])
+        if looked_for is None:
+            return Question(reach, [(tenant, asked) for tenant in reach.tenants], told)
+        told["input"] = "text" if looked_for.image is None else "image"
+        with suppress(TenantNotFound, SealBroken):  # the installation's own log has no key
+            told["fingerprint"] = await self._fingerprint(reach.home, looked_for)
+        filters = []
+        for tenant in reach.tenants:
+            with suppress(TenantNotFound, SealBroken):
+                fingerprint = await self._fingerprint(tenant, looked_for)
+                filters.append((tenant, replace(asked, fingerprint=fingerprint)))
+        return Question(reach, filters, told)
+
+    async def page(
+        self, actor: Actor, question: Question, *, most: int, before: Position | None = None
+    ) -> tuple[Found, ...]:
+        """The newest entries behind `before`: at most `most`, and one more where there are more."""
+        found = await self._newest(question.filters, most + 1, before)
+        await self._tell(actor, question, "audit.query", count=min(len(found), most))
+        return found
+
+    async def read(self, actor: Actor, reach: Reach, entry_id: UUID) -> Found:
+        """One entry. Raises `EntryNotFound`, for another tenant's as for none."""
+        found = None
+        for tenant in reach.tenants:
+            with suppress(EntryNotFound):
+                found = await self._search.find(tenant, entry_id)
+        if found is None:
+            raise EntryNotFound
+        question = await self.question(reach, Filter())
+        await self._tell(actor, question, "audit.read", entry=str(entry_id), count=1)
+        return found
+
+    async def count(self, actor: Actor, question: Question) -> tuple[Count, ...]:
+        """How many entries of each day, operation and decision; newest day first."""
+        counts = await self._counts(question.filters)
+        await self._tell(actor, question, "audit.counts", count=sum(each.count for each in counts))
+        return counts
+
+    async def export(self, actor: Actor, question: Question, *, form: str) -> Export:
+        """All of them as they stand now, read while they are written out. What is appended later is not among them."""
+        count = sum(each.count for each in await self._counts(question.filters))
+        first = await self._newest(question.filters, BATCH, None)
+        await self._tell(actor, question, "audit.export", count=count, format=form)
+        return Export(count, self._batches(question.filters, first))
+
+    async def _batches(self, filters: Filters, first: tuple[Found, ...]) -> AsyncIterator[tuple[Found, ...]]:
+        batch = first
+        while batch:
+            yield batch
+            batch = await self._newest(filters, BATCH, batch[-1].position)
+
+    async def _fingerprint(self, tenant: TenantId, looked_for: Input) -> str:
+        prints = await self._audit.fingerprints(tenant)
+        if looked_for.image is not None:
+            return prints.image(looked_for.image)
+        return prints.text(looked_for.text or "")
+
+    async def _newest(self, filters: Filters, most: int, before: Position | None) -> tuple[Found, ...]:
+        """The newest of all: of many tenants a share of each is read, and more of those that turn out to have them."""
+        if not filters:
+            return ()
+        share = most if len(filters) == 1 else min(most, most // len(filters) + SHARE)
+        heap: list[tuple[float, int, int, int]] = []
+        waiting: list[tuple[Found, ...]] = [()] * len(filters)
+
+        async def fetch(which: int, behind: Position | None) -> None:
+            tenant, asked = filters[which]
+            waiting[which] = await self._search.page(tenant, asked, most=share, before=behind)
+            for at, found in enumerate(waiting[which]):
+                heapq.heappush(heap, (-found.recorded_at.timestamp(), -found.id.int, which, at))
+
+        for which in range(len(filters)):
+            await fetch(which, before)
+        newest: list[Found] = []
+        while heap and len(newest) < most:
+            *_, which, at = heapq.heappop(heap)
+            newest.append(waiting[which][at])
+            if at + 1 == share and len(newest) < most:
+                await fetch(which, newest[-1].position)
+        return tuple(newest)
+
+    async def _counts(self, filters: Filters) -> tuple[Count, ...]:
+        summed: Counter[tuple[str, str, str]] = Counter()
+        for tenant, asked in filters:
+            for each in await self._search.count(tenant, asked):
+                summed[each.day, each.operation, each.decision] += each.count
+        days = sorted(summed.items(), key=lambda each: (each[0][1], each[0][2]))
+        days.sort(key=lambda each: each[0][0], reverse=True)
+        return tuple(Count(*what, count) for what, count in days)
+
+    async def _tell(self, actor: Actor, question: Question, operation: str, **details: object) -> None:
+        """Write who asked what, and how much came of it. Raises `DatabaseUnavailable`; nothing is answered then."""
+        home = question.reach.home
+        address = ""
+        if actor.address and home != INSTALLATION:
+            address = (await self._audit.fingerprints(home)).address(actor.address)
+        entry = Entry(
+            request_id=actor.request_id,
+            tenant=home,
+            key_id=actor.key_id,
+            role=actor.role,
+            operation=operation,
+            decision=Decision.ANSWERED,
+            code="ok",
+            status=200,
+            client=address,
+            details={"filters": question.told, **details},
+        )
+        actor.receipt = str(await self._audit.record(entry))
+
+
+def tell_filter(asked: Filter) -> dict[str, object]:
+    """What is looked for as an entry tells it: strings and integers, by the names that the API has for them."""
+    moments = {"from": asked.since, "to": asked.until}
+    words = {
+        "actor": asked.key_id,
+        "operation": asked.operation,
+        "decision": asked.decision,
+        "action": asked.action,
+        "session": asked.session,
+        "request_id": None if asked.request_id is None else str(asked.request_id),
+        "category": asked.category,
+        "risk_above": None if asked.risk_above is None else micro_units(asked.risk_above),
+        "fingerprint": asked.fingerprint,
+    }
+    told = {
+        name: moment.astimezone(UTC).isoformat() for name, moment in moments.items() if moment is not None
+    }
+    return told | {name: value for name, value in words.items() if value is not None}
