@@ -88,12 +88,12 @@ def ids(answer: httpx.Response) -> list[str]:
     return [entry["id"] for entry in answer.json()["data"]]
 
 
-def walk(client: httpx.Client, **query: object) -> list[dict[str, Any]]:
+def walk(client: httpx.Client, **query: Any) -> list[dict[str, Any]]:
     """Every entry of every page."""
     listed: list[dict[str, Any]] = []
-    cursor = {}
+    cursor: dict[str, Any] = {}
     while True:
-        told = client.get(ENTRIES, params={**query, **cursor}).json()  # type: ignore[arg-type]
+        told = client.get(ENTRIES, params={**query, **cursor}).json()
         listed += told["data"]
         if not told["has_more"]:
             assert told["next_cursor"] is None
@@ -419,14 +419,14 @@ def test_a_cursor_is_good_for_its_own_log_and_filters(
     for who in (audited, neighbour):
         for number in range(3):
             who.rerank("same", str(number))
-    query = {"operation": "rerank", "limit": 1}
+    query: dict[str, Any] = {"operation": "rerank", "limit": 1}
     cursor = audited.auditor.get(ENTRIES, params=query).json()["next_cursor"]
     again = {**query, "cursor": cursor}
     assert len(ids(audited.auditor.get(ENTRIES, params=again))) == 1
     assert len(ids(audited.auditor.get(ENTRIES, params={**again, "limit": 2}))) == 2, "a page may be longer"
 
-    def reason(client: httpx.Client, **more: object) -> str:
-        told = problem(client.get(ENTRIES, params={**again, **more}), 422, "invalid_request")  # type: ignore[arg-type]
+    def reason(client: httpx.Client, **more: Any) -> str:
+        told = problem(client.get(ENTRIES, params={**again, **more}), 422, "invalid_request")
         assert told["field"] == "cursor"
         return str(told["reason"])
 

@@ -7,6 +7,7 @@ import secrets
 import uuid
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import orjson
 import pytest
@@ -54,8 +55,8 @@ def screened(action: str, **risks: dict[str, int]) -> dict[str, object]:
     return {"screening": {"action": action, "risks": measured}}
 
 
-async def ids(search: Search, tenant: TenantId, **asked: object) -> list[uuid.UUID]:
-    found = await search.page(tenant, Filter(**asked), most=1000)  # type: ignore[arg-type]
+async def ids(search: Search, tenant: TenantId, **asked: Any) -> list[uuid.UUID]:
+    found = await search.page(tenant, Filter(**asked), most=1000)
     return [each.id for each in found]
 
 
@@ -145,7 +146,8 @@ async def test_a_moment_belongs_to_the_range_that_begins_with_it(
 async def test_pages_hold_every_entry_once_while_more_are_appended(
     search: Search, audit: Audit, tenant: TenantId
 ) -> None:
-    for filters in ({}, {"operation": "rerank"}, {"category": "hate"}):
+    everything: tuple[dict[str, Any], ...] = ({}, {"operation": "rerank"}, {"category": "hate"})
+    for filters in everything:
         details = screened("allow", text={"hate": 200_000})
         for number in range(25):
             mixed = screened("allow", text={"hate": 100_000 + number * 30_000})
@@ -178,8 +180,8 @@ async def test_counts_add_up_to_what_is_found(search: Search, audit: Audit, tena
         entry_for(tenant, operation="clean_image", details=screened("flag", image={"gore": 350_000}))
     )
 
-    async def told(**asked: object) -> dict[tuple[str, str], int]:
-        counts = await search.count(tenant, Filter(**asked))  # type: ignore[arg-type]
+    async def told(**asked: Any) -> dict[tuple[str, str], int]:
+        counts = await search.count(tenant, Filter(**asked))
         today = (await search.page(tenant, Filter(), most=1))[0].recorded_at.date().isoformat()
         assert {each.day for each in counts} <= {today}
         return {(each.operation, each.decision): each.count for each in counts}
@@ -208,7 +210,7 @@ async def test_another_tenants_entries_are_found_by_no_filter(
             details=screened("mask", text={"hate": 900_000}),
         )
     )
-    for asked in (
+    questions: tuple[dict[str, Any], ...] = (
         {},
         {"key_id": "k" * 12},
         {"operation": "rerank"},
@@ -218,10 +220,11 @@ async def test_another_tenants_entries_are_found_by_no_filter(
         {"category": "hate"},
         {"risk_above": 0.2},
         {"fingerprint": PRINTS.text("x")},
-    ):
+    )
+    for asked in questions:
         assert await ids(search, other, **asked) == [theirs], asked
         assert await ids(search, tenant, **asked) == [], asked
-        assert await search.count(tenant, Filter(**asked)) == (), asked  # type: ignore[arg-type]
+        assert await search.count(tenant, Filter(**asked)) == (), asked
     with pytest.raises(EntryNotFound):
         await search.find(tenant, theirs)
 
