@@ -140,6 +140,7 @@ class Inquiry:
         for tenant in reach.tenants:
             with suppress(EntryNotFound):
                 found = await self._search.find(tenant, entry_id)
+                break
         if found is None:
             raise EntryNotFound
         question = await self.question(reach, Filter())

@@ -349,6 +349,8 @@ def test_a_moment_belongs_to_the_range_that_begins_with_it(audited: Audited) -> 
         ({"from": "2026-02-03T00:00:00Z", "to": "2026-02-02T00:00:00Z"}, "to"),
         ({"from": "2026-02-02T00:00:00"}, "from"),
         ({"from": "yesterday"}, "from"),
+        ({"from": "0001-01-01T00:00:00+14:00"}, "from"),
+        ({"to": "9999-12-31T23:59:59-14:00"}, "to"),
         ({"decision": "perhaps"}, "decision"),
         ({"action": "delete"}, "action"),
         ({"category": "spam"}, "category"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Literal, Self
 from uuid import UUID
 
@@ -23,6 +24,8 @@ from tenants.search import LEAST_RISK, Filter
 
 WORD = r"^[\x21-\x7e]{1,200}$"
 MOST = 1000
+FIRST, LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+"""Times that every time zone can tell."""
 
 
 class Wanted(BaseModel):
@@ -31,9 +34,15 @@ class Wanted(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     since: AwareDatetime | None = Field(
-        None, alias="from", description="Recorded then or later, by the database's clock; with a time zone."
+        None,
+        alias="from",
+        ge=FIRST,
+        lt=LAST,
+        description="Recorded then or later, by the database's clock; with a time zone.",
     )
-    until: AwareDatetime | None = Field(None, alias="to", description="Recorded before then.")
+    until: AwareDatetime | None = Field(
+        None, alias="to", ge=FIRST, lt=LAST, description="Recorded before then."
+    )
     tenant: UUID | None = Field(
         None, description="Of that tenant alone. For platform keys; an auditor's may name its own."
     )
