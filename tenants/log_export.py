@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import orjson
@@ -40,7 +40,7 @@ async def export_log(
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 async for line in _Reading(connection, bodies, told).lines(tenant):
-                    yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+                    yield line
         finally:
             await connection.close(timeout=3)
 
@@ -54,7 +54,7 @@ class _Reading:
         self._told = told
         self._tenants: set[UUID] = set()
 
-    async def lines(self, name: str | None) -> AsyncIterator[dict[str, Any]]:
+    async def lines(self, name: str | None) -> AsyncIterator[bytes]:
         newest = await self._connection.fetchrow(
             "select size, note from pericarp.audit_checkpoint order by size desc limit 1"
         )
@@ -66,13 +66,15 @@ class _Reading:
             if only is None:
                 raise TenantNotFound
         size: int = newest["size"]
-        yield {
-            "format": FORMAT,
-            "version": VERSION,
-            "whole": only is None,
-            "bodies": self._bodies,
-            "note": newest["note"],
-        }
+        yield _line(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "whole": only is None,
+                "bodies": self._bodies,
+                "note": newest["note"],
+            }
+        )
         for number in range(-(-size // merkle.TILE_WIDTH)):
             first = number * merkle.TILE_WIDTH
             after = min(first + merkle.TILE_WIDTH, size)
@@ -92,15 +94,15 @@ class _Reading:
         async for line in self._outside(size, only):
             yield line
 
-    async def _tile(self, level: int, number: int, width: int) -> AsyncIterator[dict[str, Any]]:
+    async def _tile(self, level: int, number: int, width: int) -> AsyncIterator[bytes]:
         """As it is stored, but for hashes that came into it later; none where there is none."""
         hashes = await self._connection.fetchval(
             "select hashes from pericarp.audit_tile where level = $1 and number = $2", level, number
         )
         if hashes is not None:
-            yield {"tile": [level, number], "hashes": _base64(hashes[: width * merkle.HASH_BYTES])}
+            yield _line({"tile": [level, number], "hashes": _base64(hashes[: width * merkle.HASH_BYTES])})
 
-    async def _leaves(self, first: int, after: int, only: UUID | None) -> AsyncIterator[dict[str, Any]]:
+    async def _leaves(self, first: int, after: int, only: UUID | None) -> AsyncIterator[bytes]:
         """The leaves of one tile with their entries, and the checkpoints of the trees that end there."""
         leaves = await self._connection.fetch(
             "select tenant_id, id, index, envelope from pericarp.audit_leaf"
@@ -118,19 +120,16 @@ class _Reading:
         for index in range(first, after):
             if index in by_index:
                 leaf = by_index[index]
-                yield {
-                    "index": index,
-                    "envelope": _base64(leaf["envelope"]),
-                    **self._tell_entry(leaf, entries.get((leaf["tenant_id"], leaf["id"]))),
-                }
+                yield self._entry(leaf, entries.get((leaf["tenant_id"], leaf["id"])))
             if index + 1 in noted:
-                yield {"checkpoint": noted[index + 1]}
+                yield _line({"checkpoint": noted[index + 1]})
 
-    def _tell_entry(self, leaf: Record, entry: Record | None) -> dict[str, str]:
-        """Its body; and the envelope that its row would have now, where that is another one."""
+    def _entry(self, leaf: Record, entry: Record | None) -> bytes:
+        """A leaf with its entry's body, and with the envelope that the row would have now, where that is another one."""
+        envelope: bytes = leaf["envelope"]
+        told: dict[str, object] = {"index": leaf["index"], "envelope": _base64(envelope)}
         if entry is None:
-            return {}
-        told = {"body": _base64(entry["body"])} if self._bodies else {}
+            return _line(told)
         row = Envelope(
             entry["schema_version"],
             entry["orphan"],
@@ -138,9 +137,16 @@ class _Reading:
             leaf["tenant_id"],
             leaf["id"],
             entry["request_id"],
-            bytes(leaf["envelope"][-merkle.HASH_BYTES :]),
+            envelope[-merkle.HASH_BYTES :],
         ).pack()
-        return told if row == leaf["envelope"] else {**told, "row": _base64(row)}
+        if row != envelope:
+            told["row"] = _base64(row)
+        body: bytes = entry["body"]
+        if not self._bodies:
+            return _line(told)
+        if b"\n" in body:  # nothing that we wrote has one
+            return _line({**told, "body64": _base64(body)})
+        return _line(told)[:-2] + b',"body":' + body + b"}\n"
 
     async def _entries(self, leaves: Sequence[Record]) -> dict[tuple[UUID, UUID], Record]:
         """These leaves' entries, where they are still there."""
@@ -159,13 +165,13 @@ class _Reading:
             found.update({(tenant, row["id"]): row for row in rows})
         return found
 
-    async def _outside(self, size: int, only: UUID | None) -> AsyncIterator[dict[str, Any]]:
+    async def _outside(self, size: int, only: UUID | None) -> AsyncIterator[bytes]:
         """What should not be: leaves beyond the newest checkpoint, entries that neither are in the tree nor wait for it."""
         beyond = await self._connection.fetchval(
             "select min(index) from pericarp.audit_leaf where index >= $1", size
         )
         if beyond is not None:
-            yield {"beyond": beyond}
+            yield _line({"beyond": beyond})
         tenants = {only} if only is not None else self._tenants | {UUID(int=0)}
         if only is None:
             tenants |= {row["id"] for row in await self._connection.fetch("select id from pericarp.tenant")}
@@ -179,11 +185,15 @@ class _Reading:
                 tenant,
             )
             for row in rows:
-                yield {"unsequenced": str(row["id"]), "tenant": str(tenant)}
+                yield _line({"unsequenced": str(row["id"]), "tenant": str(tenant)})
 
     async def _bind(self, tenant: UUID) -> None:
         """Row security is forced upon the owner too."""
         await self._connection.execute("select set_config('app.tenant_id', $1, true)", str(tenant))
+
+
+def _line(told: dict[str, object]) -> bytes:
+    return orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _base64(data: bytes) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 import time
 import uuid
@@ -28,6 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 MAGIC = b"pericarp/leaf/v1"
 ENVELOPE_BYTES = 112
 TILE_WIDTH = 256
+# An entry's line; its body stands in it byte for byte.
+ENTRY = re.compile(rb'\{"index":([0-9]{1,18}),"envelope":"([^"]+)"(?:,"row":"([^"]+)")?(?:,"body":(.+))?\}\n')
 
 
 class Wrong(Exception):
@@ -177,16 +180,18 @@ class Export:
     def read(self, line: bytes) -> None:
         """One line. Raises `Wrong`, `Unreadable`."""
         try:
+            if (entry := ENTRY.fullmatch(line)) is not None:
+                return self._entry(int(entry[1]), b64decode(entry[2], validate=True), entry[4], entry[3])
             told: dict[str, Any] = json.loads(line)
-            if "envelope" in told:
-                self._entry(told["index"], told["envelope"], told.get("body"), told.get("row"))
+            if "body64" in told:
+                body = b64decode(told["body64"], validate=True)
+                self._entry(told["index"], b64decode(told["envelope"], validate=True), body, told.get("row"))
             elif "tile" in told:
                 self._tile(told["tile"][0], told["tile"][1], b64decode(told["hashes"], validate=True))
             elif "checkpoint" in told:
                 self._checkpoint(told["checkpoint"])
             elif "unsequenced" in told:
-                which = f"entry {told['unsequenced']} of tenant {told['tenant']}"
-                raise Wrong(f"{which} was recorded and is not in the tree")
+                raise Wrong(f"entry {told['unsequenced']} of tenant {told['tenant']} is not in the tree")
             elif "beyond" in told:
                 raise Wrong(f"index {told['beyond']} lies beyond the newest checkpoint")
             elif told.get("format") == "pericarp-log-export" and self.declared is None:
@@ -227,14 +232,13 @@ class Export:
             raise Wrong(f"the newest checkpoint: {exc}") from None
         self._meet_old()
 
-    def _entry(self, index: int, written: str, body: str | None, row: str | None) -> None:
+    def _entry(self, index: int, envelope: bytes, body: bytes | None, row: object) -> None:
         if index != self.tree.size:
             if self.whole or index < self.tree.size:
                 raise Wrong(f"index {self.tree.size} is missing, or out of order: {index} comes there")
             self._hide_until(index)
         if not self.tile:
             raise Wrong(f"tile 0/{index // TILE_WIDTH} is missing")
-        envelope = b64decode(written, validate=True)
         if len(envelope) != ENVELOPE_BYTES or envelope[:16] != MAGIC or envelope[20:24] > b"\0\0\0\1":
             raise Wrong(f"index {index}: not a leaf of this log")
         if row is not None:
@@ -244,7 +248,7 @@ class Export:
         if self.bodies:
             if body is None:
                 raise Wrong(f"index {index}: the body is missing{name_leaf(envelope)}")
-            if hashlib.sha256(b64decode(body, validate=True)).digest() != envelope[80:]:
+            if hashlib.sha256(body).digest() != envelope[80:]:
                 raise Wrong(f"index {index}: the body is not the one that was recorded{name_leaf(envelope)}")
         leaf = hashlib.sha256(b"\0" + envelope).digest()
         if leaf != self.tile[:32]:
@@ -298,8 +302,9 @@ class Export:
     def _meet_old(self) -> None:
         while self.old and self.old[0].size == self.tree.size:
             if self.old.pop(0).root != self.tree.root:
-                below = f"an entry below index {self.tree.size}"
-                raise Wrong(f"{below} is not what it was when your old checkpoint was signed")
+                raise Wrong(
+                    f"an entry below index {self.tree.size} is not what it was at your old checkpoint"
+                )
 
     def _somewhere(self, what: str) -> str:
         """Where leaves and their tile agree, an index cannot be named, but between which two checkpoints it is."""
@@ -313,23 +318,20 @@ def name_leaf(envelope: bytes) -> str:
 
 def check_export(path: Path, key: Key, old: list[Checkpoint]) -> str:
     """What an export holds, in a few words. Raises `Wrong`, `Unreadable`."""
-    export, began_s = Export(key, old), time.perf_counter()
-    size, done, shown = path.stat().st_size, 0, 0
+    export = Export(key, old)
+    size, done, shown, watched = path.stat().st_size, 0, 0, sys.stderr.isatty()
     with path.open("rb") as file:
         for line in file:
             export.read(line)
             done += len(line)
-            if 100 * done // size > shown and sys.stderr.isatty():
-                shown = 100 * done // size
-                sys.stderr.write(f"\r{shown} %\r")
+            if watched and done >= shown + size // 100:
+                shown = done
+                sys.stderr.write(f"\r{100 * done // size} %\r")
     export.end()
-    rate = export.tree.size / (time.perf_counter() - began_s)
-    told = [f"{export.entries} entries{' with their bodies' if export.bodies else ''}"]
-    told += [f"{export.hidden} leaves of others"] if export.hidden else []
+    bodies = " with their bodies" if export.bodies else ""
     return (
-        f"All holds: {', '.join(told)}, {export.checkpoints} checkpoints of {key.name}.\n"
-        f"The tree has {export.tree.size} entries and the root {b64encode(export.tree.root).decode()}.\n"
-        f"{rate:.0f} entries a second."
+        f"All holds: {export.entries} entries{bodies}, {export.hidden} leaves of others, {export.checkpoints} checkpoints of"
+        f" {key.name}.\nThe tree has {export.tree.size} entries and the root {b64encode(export.tree.root).decode()}."
     )
 
 
@@ -367,9 +369,7 @@ def check_receipt(path: Path, key: Key, entry_id: str | None, body: Path | None)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Check a log, or a receipt of it, without trusting who has it."
-    )
+    parser = argparse.ArgumentParser(description="Check a log or a receipt without trusting who has it.")
     commands = parser.add_subparsers(dest="what", required=True)
     export = commands.add_parser("export", help="all of a log, or of one tenant's part of it")
     export.add_argument("--checkpoint", type=Path, action="append", default=[], help="one that you kept")
