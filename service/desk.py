@@ -22,6 +22,7 @@ from tenants.quotas import Quotas
 from tenants.repeats import Repeats
 from tenants.reviews import Reviews
 from tenants.search import Search
+from tenants.searches import Searches
 from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Sessions
 from tenants.thresholds import Thresholds
@@ -101,5 +102,11 @@ def build_desk(database: Database, installation: Installation) -> Desk:
         adapting=Adapting(
             deeds=deeds, lifecycle=lifecycle, reviews=reviews, thresholds=thresholds, canaries=canaries
         ),
-        inquiry=Inquiry(search=Search(database), audit=audit, lifecycle=lifecycle),
+        inquiry=Inquiry(
+            search=Search(database),
+            searches=Searches(database),
+            audit=audit,
+            lifecycle=lifecycle,
+            deeds=deeds,
+        ),
     )

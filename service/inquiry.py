@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from service.deeds import OPERATOR
@@ -23,11 +23,12 @@ from tenants.errors import EntryNotFound, SealBroken, TenantNotFound
 from tenants.search import Count, Filter, Found, Position
 
 if TYPE_CHECKING:
-    from service.deeds import Actor
+    from service.deeds import Actor, Deeds
     from tenants.access import TenantId
     from tenants.audit import Audit
     from tenants.lifecycle import Lifecycle
     from tenants.search import Search
+    from tenants.searches import SavedSearch, Searches
 
 SEE_ALL = frozenset({Role.PLATFORM_ADMIN, OPERATOR})
 """Who asks every tenant's log; whoever else, its own."""
@@ -80,8 +81,12 @@ class Export:
 class Inquiry:
     """Asks the log."""
 
-    def __init__(self, *, search: Search, audit: Audit, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, *, search: Search, searches: Searches, audit: Audit, lifecycle: Lifecycle, deeds: Deeds
+    ) -> None:
         self._search = search
+        self._searches = searches
+        self._deeds = deeds
         self._audit = audit
         self._lifecycle = lifecycle
 
@@ -160,6 +165,29 @@ class Inquiry:
         await self._tell(actor, question, "audit.export", count=count, format=form)
         return Export(count, self._batches(question.filters, first))
 
+    async def save(
+        self, actor: Actor, tenant: TenantId, name: str, filters: Mapping[str, Any], asked: Filter
+    ) -> SavedSearch:
+        """Save `filters`, which are `asked` as the API has them. Raises `Invalid`, `SearchExists`."""
+        async with self._deeds.deed(actor, "search_save", tenant=tenant, status=201) as deed:
+            saved = await self._searches.save(tenant, name, filters, by=actor.key_id)
+            deed.details = {"name": name, "filters": tell_filter(asked)}
+        return saved
+
+    async def saved(self, tenant: TenantId, name: str) -> SavedSearch:
+        """A saved search of the tenant. Raises `SearchNotFound`."""
+        return await self._searches.find(tenant, name)
+
+    async def list_saved(self, tenant: TenantId) -> tuple[SavedSearch, ...]:
+        """The tenant's saved searches, by name."""
+        return await self._searches.list(tenant)
+
+    async def delete_saved(self, actor: Actor, tenant: TenantId, name: str) -> None:
+        """Raises `SearchNotFound`."""
+        async with self._deeds.deed(actor, "search_delete", tenant=tenant, status=204) as deed:
+            await self._searches.delete(tenant, name)
+            deed.details = {"name": name}
+
     async def _batches(self, filters: Filters, first: tuple[Found, ...]) -> AsyncIterator[tuple[Found, ...]]:
         batch = first
         while batch:
@@ -230,6 +258,7 @@ def tell_filter(asked: Filter) -> dict[str, object]:
     """What is looked for as an entry tells it: strings and integers, by the names that the API has for them."""
     moments = {"from": asked.since, "to": asked.until}
     words = {
+        "last_days": asked.last_days,
         "actor": asked.key_id,
         "operation": asked.operation,
         "decision": asked.decision,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -52,6 +52,8 @@ class Filter:
     """Recorded then or later, by the database's clock."""
     until: datetime | None = None
     """Recorded before."""
+    last_days: int | None = None
+    """Recorded within so many times 24 hours of now."""
     key_id: str | None = None
     operation: str | None = None
     decision: str | None = None
@@ -192,6 +194,8 @@ def _sources(tenant: TenantId, asked: Filter) -> Iterable[tuple[FromClause, list
         own.append(driver.c.recorded_at >= asked.since)
     if asked.until is not None:
         own.append(driver.c.recorded_at < asked.until)
+    if asked.last_days is not None:
+        own.append(driver.c.recorded_at >= func.now() - timedelta(days=asked.last_days))
     told = _told(asked)
     if told and driver is not audit_search:
         told = [exists().where(audit_search.c.tenant_id == tenant, _same_entry(driver, audit_search), *told)]

@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ForeignKey,
     Index,
     Integer,
     PrimaryKeyConstraint,
@@ -13,7 +14,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from tenants.columns import metadata, time
 
@@ -76,4 +77,17 @@ audit_risk = Table(
     Column("score", Integer, nullable=False, comment="micro-units"),
     PrimaryKeyConstraint("tenant_id", "category", "band", "recorded_at", "id", name="audit_risk_pkey"),
     CheckConstraint("band = score / 100000 and band > 0", name="audit_risk_band_check"),
+)
+
+saved_search = Table(
+    "saved_search",
+    metadata,
+    Column(
+        "tenant_id", UUID, ForeignKey("pericarp.tenant.id", name="saved_search_tenant_fkey"), nullable=False
+    ),
+    Column("name", Text, nullable=False),
+    Column("filters", JSONB, nullable=False),
+    time("saved_at", default=True),
+    Column("saved_by", Text, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "name", name="saved_search_pkey"),
 )

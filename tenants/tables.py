@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, 
 
 from tenants.columns import SCHEMA, metadata, time
 from tenants.log_tables import audit_checkpoint, audit_leaf, audit_tile, audit_waiting
-from tenants.search_tables import audit_input, audit_risk, audit_search
+from tenants.search_tables import audit_input, audit_risk, audit_search, saved_search
 from tenants.threshold_tables import canary, review, threshold, threshold_change, traffic, traffic_user
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "canary",
     "metadata",
     "review",
+    "saved_search",
     "threshold",
     "threshold_change",
     "traffic",

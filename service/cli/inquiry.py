@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from service.api.complaints import complaints
-from service.api.inquiry.shapes import Wanted
+from service.api.inquiry.shapes import Filters
 from service.cli.console import JsonFlag, print_json, print_records, progress
 from service.cli.opening import at_desk, operator
 from service.deeds import OPERATOR
@@ -48,6 +48,7 @@ def query(
         typer.Option("--from", metavar="TIME", help="Recorded then or later: 2026-11-01T00:00:00Z."),
     ] = None,
     until: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Recorded before then.")] = None,
+    last_days: Annotated[int | None, typer.Option(metavar="N", help="Recorded in the last N days.")] = None,
     actor: Annotated[str | None, typer.Option(metavar="KEY", help="The id of the key.")] = None,
     operation: Annotated[str | None, typer.Option(help="As entries call it: rerank, admin.contain.")] = None,
     decision: Annotated[Decision | None, typer.Option(help="What became of the request.")] = None,
@@ -82,6 +83,7 @@ def query(
     sent = {
         "from": since,
         "to": until,
+        "last_days": last_days,
         "actor": actor,
         "operation": operation,
         "decision": decision,
@@ -134,10 +136,10 @@ def query(
             typer.echo(f"Wrote {written} entries to {file}.", err=True)
 
 
-def _check(sent: dict[str, Any]) -> Wanted:
+def _check(sent: dict[str, Any]) -> Filters:
     """The filters, checked as the API checks them."""
     try:
-        return Wanted.model_validate(sent)
+        return Filters.model_validate(sent)
     except ValidationError as exc:
         faults = complaints(exc.errors(include_url=False, include_input=False))
         raise typer.BadParameter("; ".join(map(str, faults))) from None

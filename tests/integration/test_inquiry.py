@@ -31,6 +31,7 @@ from tests.integration.served import Served
 
 ENTRIES = "/audit/v1/entries"
 SEARCH = f"{ENTRIES}/search"
+FROM = "2026-01-01T00:00:00Z"
 PICTURE = encode(photo(8, 8), "PNG")
 
 
@@ -391,6 +392,70 @@ def test_a_wrong_search_is_named(audited: Audited, body: dict[str, object], fiel
 
 def faults_of(answer: httpx.Response) -> dict[str, str]:
     return faults(problem(answer, 422, "invalid_request"))
+
+
+def test_the_last_days_are_those_before_now(audited: Audited) -> None:
+    receipt = audited.rerank("x", "y")
+    assert ids(audited.auditor.get(ENTRIES, params={"operation": "rerank", "last_days": 1})) == [receipt]
+    long_ago = {"operation": "rerank", "last_days": 1, "to": "2026-01-01T00:00:00Z"}
+    assert ids(audited.auditor.get(ENTRIES, params=long_ago)) == []
+
+
+def test_a_saved_search_stands_for_its_filters(audited: Audited, neighbour: Audited) -> None:
+    receipt = audited.rerank("x", "y")
+    auditor = audited.auditor
+    saved = {"name": "reranks", "filters": {"operation": "rerank", "risk_above": 0.5, "last_days": 30}}
+    made = auditor.post("/audit/v1/searches", json=saved)
+    assert (made.status_code, made.headers["Location"]) == (201, "/audit/v1/searches/reranks")
+    assert (made.json()["name"], made.json()["filters"]) == ("reranks", saved["filters"])
+    assert auditor.get(made.headers["Location"]).json() == made.json()
+    assert auditor.get("/audit/v1/searches").json()["data"] == [made.json()]
+    told = audited.service.entries(audited.house.name)[0]
+    assert (told["id"], told["operation"]) == (made.headers["Pericarp-Receipt"], "admin.search_save")
+    assert told["details"]["filters"] == {"operation": "rerank", "risk_above": 500_000, "last_days": 30}
+    assert ids(auditor.get(ENTRIES, params={"search": "reranks"})) == []
+    problem(auditor.post("/audit/v1/searches", json=saved), 409, "search_exists")
+
+    auditor.post("/audit/v1/searches", json={"name": "all", "filters": {"operation": "rerank", "from": FROM}})
+    assert ids(auditor.get(ENTRIES, params={"search": "all"})) == [receipt]
+    assert auditor.get("/audit/v1/counts", params={"search": "all"}).json()["total"] == 1
+    assert auditor.get("/audit/v1/export", params={"search": "all"}).headers["Pericarp-Count"] == "1"
+    assert ids(auditor.post(SEARCH, json={"search": "all", "input": {"text": "x"}})) == [receipt]
+    assert ids(auditor.get(ENTRIES, params={"search": "all", "operation": "none"})) == []
+    never = auditor.get(ENTRIES, params={"search": "all", "to": FROM})
+    assert problem(never, 422, "invalid_request")["field"] == "to"
+    cursor = auditor.get(ENTRIES, params={"search": "all", "operation": "audit.query", "limit": 1}).json()
+    again = {"operation": "audit.query", "from": FROM, "cursor": cursor["next_cursor"]}
+    assert auditor.get(ENTRIES, params=again).status_code == 200, "the same filters, in other words"
+
+    theirs = neighbour.auditor
+    for answer in (
+        theirs.get(ENTRIES, params={"search": "all"}),
+        theirs.get("/audit/v1/searches/all"),
+        theirs.delete("/audit/v1/searches/all"),
+        auditor.get("/audit/v1/searches/a%00b"),
+    ):
+        problem(answer, 404, "search_not_found")
+    assert theirs.get("/audit/v1/searches").json()["data"] == []
+    assert auditor.delete("/audit/v1/searches/all").status_code == 204
+    problem(auditor.get(ENTRIES, params={"search": "all"}), 404, "search_not_found")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"filters": {}}, "name"),
+        ({"name": "Not Good", "filters": {}}, "name"),
+        ({"name": "a", "filters": {"color": "red"}}, "filters.color"),
+        ({"name": "a", "filters": {"search": "other"}}, "filters.search"),
+        ({"name": "a", "filters": {"last_days": 0}}, "filters.last_days"),
+        ({"name": "a", "filters": {"from": FROM, "to": FROM}}, "filters.to"),
+    ],
+    ids=["no-name", "name", "unknown", "nested", "days", "range"],
+)
+def test_a_search_that_is_wrong_is_not_saved(audited: Audited, body: dict[str, object], field: str) -> None:
+    assert field in faults_of(audited.auditor.post("/audit/v1/searches", json=body))
+    assert audited.auditor.get("/audit/v1/searches").json()["data"] == []
 
 
 # -- pages ------------------------------------------------------------------------------------------------------

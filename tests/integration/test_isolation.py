@@ -20,7 +20,7 @@ from tenants.ceiling import Ceiling
 from tenants.database import Database
 from tenants.denials import Denials
 from tenants.directory import Directory
-from tenants.errors import EntryNotFound, KeyNotFound, QuotaExceeded, SessionNotFound
+from tenants.errors import EntryNotFound, KeyNotFound, QuotaExceeded, SearchNotFound, SessionNotFound
 from tenants.evidence import Evidence, Measure, Screened
 from tenants.keys import Key
 from tenants.policies import Setter
@@ -31,6 +31,7 @@ from tenants.repeats import Kept, Repeats
 from tenants.reviews import Place, Reviews, Verdict
 from tenants.risk import Category, Mode
 from tenants.search import Filter, Search
+from tenants.searches import Searches
 from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Session, Sessions, make_session_id
 from tenants.tables import metadata
@@ -87,6 +88,7 @@ async def residents(
         await presences.report(uuid.uuid4(), [Presence(str(caller.tenant), 1, 0, 0, 0.0)])
         await repeats.keep(caller.tenant, caller.key_id, "once", bytes(32), Kept(b"{}", None))
         await learn(database, directory, caller.tenant)
+        await Searches(database).save(caller.tenant, "mine", {}, by="")
         assert (await Sequencer(database, log_signer(bytes(32))).step()).integrated
         return Resident(caller, key, hold, receipt, session)
 
@@ -194,6 +196,7 @@ async def test_a_bound_transaction_sees_its_own_rows_alone(
         "insert into pericarp.review (tenant_id, entry_id, item, category, mode, score, stopped, end_user, detectors,"
         " day) values (:other, gen_random_uuid(), 'query', 'gore', 'text', 1, true, '', '', now())",
         "insert into pericarp.traffic_user (tenant_id, day, mode, end_user, items) values (:other, now(), 'text', '', 1)",
+        "insert into pericarp.saved_search (tenant_id, name, filters, saved_by) values (:other, 'x', '{}', '')",
         "insert into pericarp.canary (tenant_id, category, mode, name, detectors, score)"
         " values (:other, 'gore', 'text', 'x', '', 1)",
     ],
@@ -228,6 +231,7 @@ async def test_nothing_is_written_for_another_tenant(
         "traffic",
         "traffic_user",
         "canary",
+        "saved_search",
     ],
 )
 async def test_no_row_moves_to_another_tenant(
@@ -388,3 +392,18 @@ async def test_the_search_keeps_tenants_apart(
             assert sum(each.count for each in await search.count(tenant, asked)) == 1
         with pytest.raises(EntryNotFound):
             await search.find(tenant, theirs.receipt)
+
+
+async def test_saved_searches_keep_tenants_apart(
+    database: Database, residents: tuple[Resident, Resident]
+) -> None:
+    searches = Searches(database)
+    first, second = (resident.caller.tenant for resident in residents)
+    await searches.save(first, "only-mine", {"decision": "denied"}, by="")
+    with pytest.raises(SearchNotFound):
+        await searches.find(second, "only-mine")
+    with pytest.raises(SearchNotFound):
+        await searches.delete(second, "only-mine")
+    assert [each.name for each in await searches.list(second)] == ["mine"]
+    assert (await searches.save(second, "only-mine", {}, by="")).filters == {}
+    assert (await searches.find(first, "only-mine")).filters == {"decision": "denied"}

@@ -145,6 +145,7 @@ def test_every_path_of_an_administrator_or_auditor_stands_in_its_page(
     [
         *(field.alias or name for name, field in inquiry_shapes.EntrySearch.model_fields.items()),
         *inquiry_shapes.InputShape.model_fields,
+        *inquiry_shapes.SearchAnswer.model_fields,
         *inquiry_shapes.EntryAnswer.model_fields,
         *inquiry_shapes.FoundPage.model_fields,
         *inquiry_shapes.DayCount.model_fields,

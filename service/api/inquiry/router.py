@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
+from pydantic import ValidationError
 from starlette.responses import Response, StreamingResponse
 
 from service.api.admin.described import body_of, refusals
 from service.api.admin.entrance import encode, page, parse
-from service.api.complaints import refuse
+from service.api.complaints import complaints, refuse
 from service.api.inquiry.cursors import read_position, write_position
 from service.api.inquiry.shapes import (
     CountsAnswer,
     EntryAnswer,
     EntryPage,
     EntrySearch,
+    Filters,
     FoundPage,
+    NewSearch,
+    SearchAnswer,
+    SearchList,
     Wanted,
     WantedExport,
     WantedPage,
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from service.deeds import Actor
     from service.inquiry import Export, Inquiry, Question, Reach
     from tenants.access import Caller
+    from tenants.searches import SavedSearch
 
 PREFIX = "/audit/v1"
 AUDITORS = frozenset({Role.AUDITOR, Role.PLATFORM_ADMIN})
@@ -46,6 +52,17 @@ NO_PARQUET = "parquet is not written; export csv or jsonl, and convert it"
 def build_inquiry_router(*, inquiry: Inquiry, deadline_s: float) -> APIRouter:
     """The auditors' routes. `deadline_s` is how long a body may take to arrive."""
     router = APIRouter(prefix=PREFIX, tags=["audit"], dependencies=[Depends(_let_in)])
+
+    async def wanted(request: Request, asked: Wanted) -> Filters:
+        """What is asked for, with what a saved search says beside it."""
+        if asked.search is None:
+            return asked
+        saved = await inquiry.saved(_caller(request).tenant, asked.search)
+        set_here = asked.model_dump(include=set(Filters.model_fields), by_alias=True, exclude_unset=True)
+        try:
+            return Filters.model_validate({**saved.filters, **set_here})
+        except ValidationError as exc:  # together they are a range that holds nothing
+            raise refuse(complaints(exc.errors(include_url=False, include_input=False))) from None
 
     async def reach(request: Request, tenant: UUID | None) -> Reach:
         caller = _caller(request)
@@ -67,7 +84,8 @@ def build_inquiry_router(*, inquiry: Inquiry, deadline_s: float) -> APIRouter:
     )
     async def list_entries(request: Request, asked: Annotated[WantedPage, Query()]) -> Response:
         """All that is set in the query holds of each of them. What is appended meanwhile is on no later page."""
-        question = await inquiry.question(await reach(request, asked.tenant), asked.filter())
+        named = await wanted(request, asked)
+        question = await inquiry.question(await reach(request, named.tenant), named.filter())
         return _json(await answer_page(request, question, asked))
 
     @router.post(
@@ -85,8 +103,9 @@ def build_inquiry_router(*, inquiry: Inquiry, deadline_s: float) -> APIRouter:
     async def search_entries(request: Request) -> Response:
         """The same filters as a body, and `input`: in no URL, in no log, and in the query's own entry as a fingerprint."""
         asked = parse(await read_body(request, deadline_s), EntrySearch)
-        whose = await reach(request, asked.tenant)
-        question = await inquiry.question(whose, asked.filter(), _input(asked))
+        named = await wanted(request, asked)
+        whose = await reach(request, named.tenant)
+        question = await inquiry.question(whose, named.filter(), _input(asked))
         told = await answer_page(request, question, asked)
         fingerprint = None if whose.everything else question.told.get("fingerprint")
         return _json(told | {"fingerprint": fingerprint})
@@ -123,7 +142,8 @@ def build_inquiry_router(*, inquiry: Inquiry, deadline_s: float) -> APIRouter:
     async def count_entries(request: Request, asked: Annotated[Wanted, Query()]) -> Response:
         """Newest day first."""
         actor = _actor(request)
-        question = await inquiry.question(await reach(request, asked.tenant), asked.filter())
+        named = await wanted(request, asked)
+        question = await inquiry.question(await reach(request, named.tenant), named.filter())
         counts = await inquiry.count(actor, question)
         _receipt(request, actor)
         total = sum(each.count for each in counts)
@@ -147,7 +167,8 @@ def build_inquiry_router(*, inquiry: Inquiry, deadline_s: float) -> APIRouter:
             why = NO_PARQUET if asked.format == "parquet" else f"must be one of {', '.join(FORMS)}"
             raise refuse((Fault("format", why),))
         actor = _actor(request)
-        question = await inquiry.question(await reach(request, asked.tenant), asked.filter())
+        named = await wanted(request, asked)
+        question = await inquiry.question(await reach(request, named.tenant), named.filter())
         export = await inquiry.export(actor, question, form=asked.format)
         _receipt(request, actor)
         headers = {
@@ -157,6 +178,64 @@ def build_inquiry_router(*, inquiry: Inquiry, deadline_s: float) -> APIRouter:
         }
         lines = _lines(request.state.exchange, export, form)
         return StreamingResponse(lines, headers=headers, media_type=form.media_type)
+
+    @router.post(
+        "/searches",
+        name="search_save",
+        status_code=201,
+        response_model=SearchAnswer,
+        responses=refusals(409),
+        openapi_extra=body_of(
+            NewSearch, denied={"name": "denied-this-week", "filters": {"decision": "denied", "last_days": 7}}
+        ),
+        summary="Save a search",
+    )
+    async def save_search(request: Request) -> Response:
+        """For every auditor of the caller's tenant: `search=NAME` in a query is the same as its filters."""
+        asked = parse(await read_body(request, deadline_s), NewSearch)
+        filters = asked.filters.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        actor, tenant = _actor(request), _caller(request).tenant
+        saved = await inquiry.save(actor, tenant, asked.name, filters, asked.filters.filter())
+        _receipt(request, actor)
+        return _json(_tell_saved(saved), status=201, headers={"Location": f"{PREFIX}/searches/{saved.name}"})
+
+    @router.get(
+        "/searches",
+        name="search_list",
+        response_model=SearchList,
+        responses=refusals(),
+        summary="Saved searches",
+    )
+    async def list_searches(request: Request) -> Response:
+        """All of the caller's tenant, by name."""
+        listed = await inquiry.list_saved(_caller(request).tenant)
+        return _json({"object": "list", "data": list(map(_tell_saved, listed))})
+
+    @router.get(
+        "/searches/{name}",
+        name="search_read",
+        response_model=SearchAnswer,
+        responses=refusals(),
+        summary="One saved search",
+    )
+    async def read_search(request: Request, name: str) -> Response:
+        """404 for another tenant's as for none."""
+        return _json(_tell_saved(await inquiry.saved(_caller(request).tenant, name)))
+
+    @router.delete(
+        "/searches/{name}",
+        name="search_delete",
+        status_code=204,
+        response_class=Response,
+        responses=refusals(),
+        summary="Delete a saved search",
+    )
+    async def delete_search(request: Request, name: str) -> Response:
+        """What was found by it stays in the log."""
+        actor = _actor(request)
+        await inquiry.delete_saved(actor, _caller(request).tenant, name)
+        _receipt(request, actor)
+        return Response(status_code=204)
 
     return router
 
@@ -205,5 +284,16 @@ async def _lines(exchange: Exchange, export: Export, form: Form) -> AsyncIterato
         yield b"".join(map(form.line, batch))
 
 
-def _json(told: object) -> Response:
-    return Response(encode(told), media_type="application/json", headers={"Cache-Control": "no-store"})
+def _tell_saved(saved: SavedSearch) -> dict[str, Any]:
+    return {
+        "object": "search",
+        "name": saved.name,
+        "filters": saved.filters,
+        "saved_at": saved.saved_at,
+        "saved_by": saved.saved_by or None,
+    }
+
+
+def _json(told: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    told_headers = {"Cache-Control": "no-store", **(headers or {})}
+    return Response(encode(told), status, told_headers, media_type="application/json")

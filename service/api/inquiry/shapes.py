@@ -28,7 +28,7 @@ FIRST, LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 """Times that every time zone can tell."""
 
 
-class Wanted(BaseModel):
+class Filters(BaseModel):
     """Which entries: all that is set holds of each of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -42,6 +42,9 @@ class Wanted(BaseModel):
     )
     until: AwareDatetime | None = Field(
         None, alias="to", ge=FIRST, lt=LAST, description="Recorded before then."
+    )
+    last_days: int | None = Field(
+        None, ge=1, le=36_500, description="Recorded within so many times 24 hours of now."
     )
     tenant: UUID | None = Field(
         None, description="Of that tenant alone. For platform keys; an auditor's may name its own."
@@ -79,6 +82,7 @@ class Wanted(BaseModel):
         return Filter(
             since=self.since,
             until=self.until,
+            last_days=self.last_days,
             key_id=self.actor,
             operation=self.operation,
             decision=self.decision,
@@ -89,6 +93,14 @@ class Wanted(BaseModel):
             risk_above=self.risk_above,
             fingerprint=self.fingerprint,
         )
+
+
+class Wanted(Filters):
+    """Which entries; a saved search may say it in part."""
+
+    search: str | None = Field(
+        None, max_length=63, description="The name of a saved search; what is set beside it counts instead."
+    )
 
 
 class WantedPage(Wanted):
@@ -134,6 +146,32 @@ class EntrySearch(WantedPage):
         return looked_for
 
 
+class NewSearch(BaseModel):
+    """A search to save."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="1 to 63 of a-z, 0-9 and inner hyphens.")
+    filters: Filters = Field(description="As in a query; an input only as its `fingerprint`.")
+
+
+class SearchAnswer(BaseModel):
+    """A saved search."""
+
+    object: Literal["search"]
+    name: str
+    filters: dict[str, Any]
+    saved_at: AwareDatetime
+    saved_by: str | None = Field(description="The key's id.")
+
+
+class SearchList(BaseModel):
+    """The saved searches of the caller's tenant, by name."""
+
+    object: Literal["list"]
+    data: list[SearchAnswer]
+
+
 class EntryAnswer(BaseModel):
     """An entry as it stands in the log."""
 
@@ -177,5 +215,5 @@ class CountsAnswer(BaseModel):
     data: list[DayCount]
 
 
-BODIES: tuple[type[BaseModel], ...] = (EntrySearch,)
+BODIES: tuple[type[BaseModel], ...] = (EntrySearch, NewSearch)
 """Read by ourselves, so the framework does not know them."""
