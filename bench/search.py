@@ -74,7 +74,7 @@ KEYS = [f"key{number:09d}" for number in range(50)]
 
 def entry(tenant: TenantId, *, documents: int) -> Entry:
     """A rerank as it is decided: one in fifty is refused or denied, one in twenty has a risk, few have a high one."""
-    items = [ItemPrint(POOL[int(RNG.random() ** 8 * len(POOL))], 200) for _ in range(documents)]
+    items = [ItemPrint(POOL[int(RNG.random() ** 3 * len(POOL))], 200) for _ in range(documents)]
     risk = RNG.random()
     decision = RNG.choices((Decision.ANSWERED, Decision.REFUSED, Decision.DENIED), (98, 1, 1))[0]
     risks = {} if risk > 0.05 else {"risks": {"text": {"hate": [int(risk * 20_000_000), 600_000]}}}
