@@ -100,16 +100,15 @@ class Inquiry:
             if tenant not in (None, own):
                 raise TenantNotFound
             return Reach((own,), own)
-        told = await self._lifecycle.in_log()
         if tenant is None:
-            return Reach(told, own, everything=True)
+            return Reach(await self._lifecycle.in_log(), own, everything=True)
         try:
             found = (await self._lifecycle.find(tenant)).id
         except TenantNotFound:
-            purged = [each for each in told if each == tenant]
+            purged = tuple(each for each in await self._lifecycle.in_log() if each == tenant)
             if not purged:
                 raise
-            return Reach((purged[0],), own)
+            return Reach(purged, own)
         return Reach((found,), found)
 
     async def question(self, reach: Reach, asked: Filter, looked_for: Input | None = None) -> Question:
@@ -229,9 +228,11 @@ class Inquiry:
         for tenant, asked in filters:
             for each in await self._search.count(tenant, asked):
                 summed[each.day, each.operation, each.decision] += each.count
-        days = sorted(summed.items(), key=lambda each: (each[0][1], each[0][2]))
-        days.sort(key=lambda each: each[0][0], reverse=True)
-        return tuple(Count(*what, count) for what, count in days)
+        counts = sorted(
+            (Count(*what, count) for what, count in summed.items()),
+            key=lambda each: (each.operation, each.decision),
+        )
+        return tuple(sorted(counts, key=lambda each: each.day, reverse=True))
 
     async def _tell(self, actor: Actor, question: Question, operation: str, **details: object) -> None:
         """Write who asked what, and how much came of it. Raises `DatabaseUnavailable`; nothing is answered then."""

@@ -96,6 +96,8 @@ def query(
     }
     asked = _check({name: value for name, value in sent.items() if value is not None})
     looked_for = _input(text, image)
+    if looked_for is not None and fingerprint is not None:
+        raise typer.BadParameter("--fingerprint is the same filter as --text and --image; give one of them")
 
     async def question(desk: Desk) -> Question:
         named = None if tenant is None else await _tenant(desk, tenant)

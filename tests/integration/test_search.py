@@ -124,6 +124,8 @@ async def test_inputs_are_found_wherever_the_entry_tells_of_them(
     assert await ids(search, tenant, fingerprint=image.image) == [as_query]
     assert await ids(search, tenant, fingerprint=image.text) == [as_query]
     assert await ids(search, tenant, fingerprint=PRINTS.text("four")) == []
+    altered = one.text[:-2] + ("AA" if one.text[-2:] != "AA" else "BB")
+    assert await ids(search, tenant, fingerprint=altered) == [], "all of it counts, not its beginning"
     assert await ids(search, tenant, fingerprint=one.text, category="hate") == [as_document]
     assert await ids(search, tenant, fingerprint=one.text, category="hate", risk_above=0.5) == []
     request_id = uuid.UUID(orjson.loads((await search.find(tenant, as_query)).body)["request_id"])

@@ -176,7 +176,7 @@ def build_inquiry_router(*, inquiry: Inquiry, deadline_s: float) -> APIRouter:
             "Content-Disposition": f'attachment; filename="entries.{form.suffix}"',
             "Cache-Control": "no-store",
         }
-        lines = _lines(request.state.exchange, export, form)
+        lines = write_lines(request.state.exchange, export, form)
         return StreamingResponse(lines, headers=headers, media_type=form.media_type)
 
     @router.post(
@@ -275,7 +275,7 @@ def _input(asked: EntrySearch) -> Input | None:
     return Input(text=asked.input.text)
 
 
-async def _lines(exchange: Exchange, export: Export, form: Form) -> AsyncIterator[bytes]:
+async def write_lines(exchange: Exchange, export: Export, form: Form) -> AsyncIterator[bytes]:
     """The file, a batch at a time. Breaks off where the caller's key or tenant is contained meanwhile."""
     yield form.head
     async for batch in export.batches:
