@@ -83,7 +83,8 @@ def build_inquiry_router(*, inquiry: Inquiry, deadline_s: float) -> APIRouter:
         summary="Entries of the log, newest first",
     )
     async def list_entries(request: Request, asked: Annotated[WantedPage, Query()]) -> Response:
-        """All that is set in the query holds of each of them. What is appended meanwhile is on no later page."""
+        """All that is set in the query holds of each of them. Whatever is decided meanwhile, nothing comes twice on the
+        following pages, and nothing that stood before the first one is left out."""
         named = await wanted(request, asked)
         question = await inquiry.question(await reach(request, named.tenant), named.filter())
         return _json(await answer_page(request, question, asked))
