@@ -20,7 +20,7 @@ from service.deeds import OPERATOR
 from tenants.access import INSTALLATION, Role
 from tenants.audit import Decision, Entry, micro_units
 from tenants.errors import EntryNotFound, SealBroken, TenantNotFound
-from tenants.search import Count, Filter, Found, Position
+from tenants.search import MOST_BYTES, Count, Filter, Found, Page, Position
 
 if TYPE_CHECKING:
     from service.deeds import Actor, Deeds
@@ -132,11 +132,12 @@ class Inquiry:
 
     async def page(
         self, actor: Actor, question: Question, *, most: int, before: Position | None = None
-    ) -> tuple[Found, ...]:
-        """The newest entries behind `before`: at most `most`, and one more where there are more."""
-        found = await self._newest(question.filters, most + 1, before)
-        await self._tell(actor, question, "audit.query", count=min(len(found), most))
-        return found
+    ) -> Page:
+        """The newest entries behind `before`, at most `most`."""
+        page = await self._newest(question.filters, most + 1, before)
+        found = page.found[:most]
+        await self._tell(actor, question, "audit.query", count=len(found))
+        return Page(found, page.more or len(page.found) > most)
 
     async def read(self, actor: Actor, reach: Reach, entry_id: UUID) -> Found:
         """One entry. Raises `EntryNotFound`, for another tenant's as for none."""
@@ -187,11 +188,11 @@ class Inquiry:
             await self._searches.delete(tenant, name)
             deed.details = {"name": name}
 
-    async def _batches(self, filters: Filters, first: tuple[Found, ...]) -> AsyncIterator[tuple[Found, ...]]:
-        batch = first
-        while batch:
-            yield batch
-            batch = await self._newest(filters, BATCH, batch[-1].position)
+    async def _batches(self, filters: Filters, page: Page) -> AsyncIterator[tuple[Found, ...]]:
+        yield page.found
+        while page.more and page.found:
+            page = await self._newest(filters, BATCH, page.found[-1].position)
+            yield page.found
 
     async def _fingerprint(self, tenant: TenantId, looked_for: Input) -> str:
         prints = await self._audit.fingerprints(tenant)
@@ -199,29 +200,31 @@ class Inquiry:
             return prints.image(looked_for.image)
         return prints.text(looked_for.text or "")
 
-    async def _newest(self, filters: Filters, most: int, before: Position | None) -> tuple[Found, ...]:
+    async def _newest(self, filters: Filters, most: int, before: Position | None) -> Page:
         """The newest of all: of many tenants a share of each is read, and more of those that turn out to have them."""
-        if not filters:
-            return ()
-        share = most if len(filters) == 1 else min(most, most // len(filters) + SHARE)
+        share = most if len(filters) == 1 else min(most, most // max(1, len(filters)) + SHARE)
         heap: list[tuple[float, int, int, int]] = []
-        waiting: list[tuple[Found, ...]] = [()] * len(filters)
+        pages: dict[int, Page] = {}
 
         async def fetch(which: int, behind: Position | None) -> None:
             tenant, asked = filters[which]
-            waiting[which] = await self._search.page(tenant, asked, most=share, before=behind)
-            for at, found in enumerate(waiting[which]):
+            pages[which] = await self._search.page(tenant, asked, most=share, before=behind)
+            for at, found in enumerate(pages[which].found):
                 heapq.heappush(heap, (-found.recorded_at.timestamp(), -found.id.int, which, at))
 
         for which in range(len(filters)):
             await fetch(which, before)
+        if len(filters) == 1:
+            return pages[0]
         newest: list[Found] = []
-        while heap and len(newest) < most:
+        size = 0
+        while heap and len(newest) < most and size < MOST_BYTES:
             *_, which, at = heapq.heappop(heap)
-            newest.append(waiting[which][at])
-            if at + 1 == share and len(newest) < most:
+            newest.append(pages[which].found[at])
+            size += len(newest[-1].body)
+            if at + 1 == len(pages[which].found) and pages[which].more:
                 await fetch(which, newest[-1].position)
-        return tuple(newest)
+        return Page(tuple(newest), bool(heap))
 
     async def _counts(self, filters: Filters) -> tuple[Count, ...]:
         summed: Counter[tuple[str, str, str]] = Counter()

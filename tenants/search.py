@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 LEAST_RISK = 0.1
 """Below it no score is noted."""
 BANDS = 10
+MOST_BYTES = 16 * 2**20
+"""Of the bodies on a page, but for its last entry: an entry of a thousand documents has 100 KB."""
 FORCE_CUSTOM_PLAN = text("select set_config('plan_cache_mode', 'force_custom_plan', true)")
 """A plan for any value would serve none: what is rare is to be looked up, and what is common read in order."""
 
@@ -89,6 +91,15 @@ Position = tuple[datetime, UUID]
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """Entries, newest first."""
+
+    found: tuple[Found, ...]
+    more: bool
+    """Whether there may be more behind them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Count:
     """How many entries of one day, operation and decision."""
 
@@ -107,8 +118,8 @@ class Search:
 
     async def page(
         self, tenant: TenantId, asked: Filter, *, most: int, before: Position | None = None
-    ) -> tuple[Found, ...]:
-        """The newest entries that `asked` describes, at most `most`, of those behind `before`."""
+    ) -> Page:
+        """The newest entries that `asked` describes, of those behind `before`: at most `most`, or `MOST_BYTES` of them."""
         parts = []
         for driver, conditions in _sources(tenant, asked):
             place = driver.c.recorded_at, driver.c.id
@@ -125,20 +136,35 @@ class Search:
             .subquery("newest")
         )
         inbox = audit_inbox.c
-        query = (
-            select(newest.c.id, newest.c.recorded_at, inbox.schema_version, inbox.body)
+        order = (newest.c.recorded_at.desc(), newest.c.id.desc())
+        size = func.octet_length(inbox.body)  # known without reading the body
+        sized = (
+            select(
+                newest.c.id,
+                newest.c.recorded_at,
+                inbox.schema_version,
+                inbox.body,
+                (func.sum(size).over(order_by=order) - size).label("bytes_before"),
+                func.count().over().label("entries"),
+            )
             .join(audit_inbox, and_(inbox.tenant_id == tenant, inbox.id == newest.c.id))
-            .order_by(newest.c.recorded_at.desc(), newest.c.id.desc())
+            .subquery("sized")
+        )
+        query = (
+            select(sized)
+            .where(sized.c.bytes_before < MOST_BYTES)
+            .order_by(sized.c.recorded_at.desc(), sized.c.id.desc())
         )
         async with self._database.transaction(tenant) as connection:
             await connection.execute(FORCE_CUSTOM_PLAN)
             rows = (await connection.execute(query)).all()
         told = b"" if asked.fingerprint is None else asked.fingerprint.encode()
-        return tuple(
+        found = tuple(
             Found(tenant, UUID(int=row.id.int), row.recorded_at, row.schema_version, row.body)
             for row in rows
             if told in row.body  # the index has the fingerprint's beginning alone
         )
+        return Page(found, bool(found) and (len(rows) == most or len(rows) < rows[0].entries))
 
     async def find(self, tenant: TenantId, entry_id: UUID) -> Found:
         """That entry of the tenant. Raises `EntryNotFound`, for another tenant's as for none."""

@@ -105,8 +105,8 @@ def query(
         return await desk.inquiry.question(reach, asked.filter(), looked_for)
 
     async def show(desk: Desk) -> list[dict[str, Any]]:
-        found = await desk.inquiry.page(operator(), await question(desk), most=limit)
-        return [tell(each) if as_json else summary(each) for each in found[:limit]]
+        page = await desk.inquiry.page(operator(), await question(desk), most=limit)
+        return [tell(each) if as_json else summary(each) for each in page.found]
 
     async def write(desk: Desk, out: IO[bytes]) -> int:
         export = await desk.inquiry.export(operator(), await question(desk), form=form)

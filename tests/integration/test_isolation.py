@@ -404,7 +404,8 @@ async def test_the_search_keeps_tenants_apart(
     for mine, theirs in (residents, residents[::-1]):
         tenant = mine.caller.tenant
         for asked in (Filter(), Filter(fingerprint="x" * 43), Filter(risk_above=0.5), Filter(action="flag")):
-            assert [entry.id for entry in await search.page(tenant, asked, most=9)] == [mine.receipt]
+            page = await search.page(tenant, asked, most=9)
+            assert [entry.id for entry in page.found] == [mine.receipt]
             assert sum(each.count for each in await search.count(tenant, asked)) == 1
         with pytest.raises(EntryNotFound):
             await search.find(tenant, theirs.receipt)

@@ -13,6 +13,8 @@ import orjson
 import pytest
 from sqlalchemy import text
 
+from service.deeds import Actor
+from service.inquiry import Inquiry, Reach
 from tenants.access import TenantId
 from tenants.audit import Audit, Decision, Entry, Fingerprints
 from tenants.database import Database, migrate
@@ -56,8 +58,9 @@ def screened(action: str, **risks: dict[str, int]) -> dict[str, object]:
 
 
 async def ids(search: Search, tenant: TenantId, **asked: Any) -> list[uuid.UUID]:
-    found = await search.page(tenant, Filter(**asked), most=1000)
-    return [each.id for each in found]
+    page = await search.page(tenant, Filter(**asked), most=1000)
+    assert not page.more
+    return [each.id for each in page.found]
 
 
 async def test_each_filter_finds_what_holds_and_nothing_else(
@@ -163,16 +166,40 @@ async def test_pages_hold_every_entry_once_while_more_are_appended(
 
         appending = asyncio.create_task(append())
         seen: list[Found] = []
-        while page := await search.page(
-            tenant, Filter(**filters), most=7, before=seen[-1].position if seen else None
-        ):
-            seen += page
+        more = True
+        while more:
+            page = await search.page(
+                tenant, Filter(**filters), most=7, before=seen[-1].position if seen else None
+            )
+            seen += page.found
+            more = page.more
         stop.set()
         await appending
         walked = [each.id for each in seen]
         assert [each for each in walked if each in set(listed)] == listed
         assert len(walked) == len(set(walked))
         assert [each.position for each in seen] == sorted((each.position for each in seen), reverse=True)
+
+
+async def test_a_page_is_bounded_in_bytes_and_says_that_there_is_more(
+    search: Search, audit: Audit, tenant: TenantId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = tuple(PRINTS.item(str(number), None) for number in range(100))
+    recorded = [await audit.record(entry_for(tenant, documents=documents)) for _ in range(5)][::-1]
+    monkeypatch.setattr("tenants.search.MOST_BYTES", len((await search.find(tenant, recorded[0])).body) + 1)
+    first = await search.page(tenant, Filter(), most=10)
+    assert ([each.id for each in first.found], first.more) == (recorded[:2], True)
+    last = await search.page(
+        tenant, Filter(), most=10, before=(await search.find(tenant, recorded[3])).position
+    )
+    assert ([each.id for each in last.found], last.more) == (recorded[4:], False)
+    inquiry = Inquiry(search=search, searches=None, audit=audit, lifecycle=None, deeds=None)  # type: ignore[arg-type]
+    question = await inquiry.question(Reach((tenant,), tenant), Filter(operation="rerank"))
+    page = await inquiry.page(Actor("operator"), question, most=2)
+    assert ([each.id for each in page.found], page.more) == (recorded[:2], True)
+    export = await inquiry.export(Actor("operator"), question, form="csv")
+    exported = [each.id async for batch in export.batches for each in batch]
+    assert (export.count, exported) == (5, recorded)
 
 
 async def test_counts_add_up_to_what_is_found(search: Search, audit: Audit, tenant: TenantId) -> None:
@@ -184,7 +211,7 @@ async def test_counts_add_up_to_what_is_found(search: Search, audit: Audit, tena
 
     async def told(**asked: Any) -> dict[tuple[str, str], int]:
         counts = await search.count(tenant, Filter(**asked))
-        today = (await search.page(tenant, Filter(), most=1))[0].recorded_at.date().isoformat()
+        today = (await search.page(tenant, Filter(), most=1)).found[0].recorded_at.date().isoformat()
         assert {each.day for each in counts} <= {today}
         return {(each.operation, each.decision): each.count for each in counts}
 
@@ -253,7 +280,7 @@ async def test_a_nul_in_an_entry_costs_it_nothing(search: Search, audit: Audit, 
         **screened("mask", text={"hate": 500_000}),
     }
     receipt = await audit.record(entry_for(tenant, session="ses\0x", details=details))
-    (found,) = await search.page(tenant, Filter(session="sesx", category="hate"), most=2)
+    (found,) = (await search.page(tenant, Filter(session="sesx", category="hate"), most=2)).found
     assert (found.id, orjson.loads(found.body)["details"]["reason"]) == (receipt, details["reason"])
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.responses import Response, StreamingResponse
 
 from service.api.admin.described import body_of, refusals
-from service.api.admin.entrance import encode, page, parse
+from service.api.admin.entrance import encode, parse
 from service.api.complaints import complaints, refuse
 from service.api.inquiry.cursors import read_position, write_position
 from service.api.inquiry.shapes import (
@@ -71,9 +71,14 @@ def build_inquiry_router(*, inquiry: Inquiry, deadline_s: float) -> APIRouter:
     async def answer_page(request: Request, question: Question, asked: WantedPage) -> dict[str, Any]:
         before = read_position(asked.cursor, question)
         actor = _actor(request)
-        found = await inquiry.page(actor, question, most=asked.limit, before=before)
+        page = await inquiry.page(actor, question, most=asked.limit, before=before)
         _receipt(request, actor)
-        return page(list(map(tell, found)), asked.limit, lambda at: write_position(question, found[at]))
+        return {
+            "object": "list",
+            "data": list(map(tell, page.found)),
+            "has_more": page.more,
+            "next_cursor": write_position(question, page.found[-1]) if page.more else None,
+        }
 
     @router.get(
         "/entries",
