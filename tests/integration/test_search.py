@@ -15,11 +15,11 @@ from sqlalchemy import text
 
 from service.deeds import Actor
 from service.inquiry import Inquiry, Reach
-from tenants.access import TenantId
+from tenants.access import INSTALLATION, TenantId
 from tenants.audit import Audit, Decision, Entry, Fingerprints
 from tenants.database import Database, migrate
 from tenants.errors import EntryNotFound
-from tenants.search import Filter, Found, Search, print_of
+from tenants.search import Filter, Found, Page, Search, print_of
 from tests.integration.conftest import MakeCaller, go_back
 
 
@@ -200,6 +200,26 @@ async def test_a_page_is_bounded_in_bytes_and_says_that_there_is_more(
     export = await inquiry.export(Actor("operator"), question, form="csv")
     exported = [each.id async for batch in export.batches for each in batch]
     assert (export.count, exported) == (5, recorded)
+
+
+async def test_entries_of_many_tenants_come_in_one_order(
+    search: Search, audit: Audit, make_caller: MakeCaller
+) -> None:
+    one, two, three = [(await make_caller()).tenant for _ in range(3)]
+    told = [one] * 40 + [two] * 5 + [one] * 30 + [three, one] * 10 + [two] * 25
+    recorded = [await audit.record(entry_for(tenant)) for tenant in told][::-1]
+    inquiry = Inquiry(search=search, searches=None, audit=audit, lifecycle=None, deeds=None)  # type: ignore[arg-type]
+    reach = Reach((one, two, three), INSTALLATION, everything=True)
+    question = await inquiry.question(reach, Filter(operation="rerank"))
+    walked: list[Found] = []
+    page = Page((), more=True)
+    while page.more:
+        before = walked[-1].position if walked else None
+        page = await inquiry.page(Actor("operator"), question, most=12, before=before)
+        walked += page.found
+        assert len(page.found) == min(12, len(recorded) - len(walked) + len(page.found))
+    assert [each.id for each in walked] == recorded
+    assert sum(each.count for each in await inquiry.count(Actor("operator"), question)) == len(recorded)
 
 
 async def test_counts_add_up_to_what_is_found(search: Search, audit: Audit, tenant: TenantId) -> None:
