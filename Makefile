@@ -62,6 +62,7 @@ bench: install-dev ## The README's figures; needs a quiet machine and some minut
 	@$(BIN)/python bench/scoring.py
 	@$(BIN)/python bench/request.py
 	@$(BIN)/python bench/thresholds.py
+	@$(BIN)/python bench/audit.py
 	@$(BIN)/python bench/search.py
 	@$(BIN)/python bench/admission.py $(if $(LITELLM),--litellm $(LITELLM))
 

@@ -59,7 +59,7 @@ class _Reading:
             "select size, note from pericarp.audit_checkpoint order by size desc limit 1"
         )
         if newest is None:
-            raise ReceiptPending
+            raise ReceiptPending("nothing is in the log's tree yet")
         only = None
         if name is not None:
             only = await self._connection.fetchval("select id from pericarp.find_tenant($1)", name)
