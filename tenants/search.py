@@ -7,7 +7,7 @@ of its most telling filter, in the order of the page, so it costs what it holds 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -209,11 +209,12 @@ def print_of(fingerprint: str) -> int:
 def _sources(tenant: TenantId, asked: Filter) -> Iterable[tuple[FromClause, list[ColumnElement[bool]]]]:
     """The table to read in order, and what is to hold; several where the entries are those of all of them, none twice."""
     driver: FromClause
+    told, bands = _told(asked), _bands(asked)
     if asked.request_id is not None:
         driver, own = audit_inbox, [audit_inbox.c.request_id == asked.request_id]
     elif asked.fingerprint is not None:
         driver, own = audit_input, [audit_input.c.print == print_of(asked.fingerprint)]
-    elif _bands(asked):
+    elif bands and not told:
         driver, own = audit_risk, []
     else:
         driver, own = audit_search, []
@@ -224,10 +225,12 @@ def _sources(tenant: TenantId, asked: Filter) -> Iterable[tuple[FromClause, list
         own.append(driver.c.recorded_at < asked.until)
     if asked.last_days is not None:
         own.append(driver.c.recorded_at >= func.now() - timedelta(days=asked.last_days))
-    told = _told(asked)
-    if told and driver is not audit_search:
-        told = [exists().where(audit_search.c.tenant_id == tenant, _same_entry(driver, audit_search), *told)]
-    own += told
+    if driver is audit_search:
+        own += told
+    elif told:
+        own.append(
+            exists().where(audit_search.c.tenant_id == tenant, _same_entry(driver, audit_search), *told)
+        )
     if asked.fingerprint is not None and driver is not audit_input:
         own.append(
             exists().where(
@@ -236,14 +239,11 @@ def _sources(tenant: TenantId, asked: Filter) -> Iterable[tuple[FromClause, list
                 _same_entry(driver, audit_input),
             )
         )
-    if not (bands := _bands(asked)):
-        return [(driver, own)]
-    of_band = [_risk(tenant, asked, band) for band in bands]
     if driver is audit_risk:
-        return [(driver, [*own, *each]) for each in of_band]
-    same = _same_entry(driver, audit_risk)
-    held = [exists().where(*each, same) for each in of_band]
-    return [(driver, [*own, or_(*held)])]
+        return [(driver, [*own, *_risk(tenant, asked, [band])]) for band in bands]
+    if bands:
+        own.append(exists().where(*_risk(tenant, asked, bands), _same_entry(driver, audit_risk)))
+    return [(driver, own)]
 
 
 def _told(asked: Filter) -> list[ColumnElement[bool]]:
@@ -270,11 +270,12 @@ def _above(asked: Filter) -> int:
     return round((LEAST_RISK if asked.risk_above is None else asked.risk_above) * MICRO)
 
 
-def _risk(tenant: TenantId, asked: Filter, band: int) -> list[ColumnElement[bool]]:
+def _risk(tenant: TenantId, asked: Filter, bands: Sequence[int]) -> list[ColumnElement[bool]]:
+    """What is to hold of a risk in one of these bands. Only the lowest band asks for the score: the others are above it."""
     risk = audit_risk.c
-    held = [risk.tenant_id == tenant, risk.category == (asked.category or ""), risk.band == band]
-    if asked.risk_above is not None and band == _above(asked) * BANDS // MICRO:
-        held.append(risk.score > _above(asked))
+    held = [risk.tenant_id == tenant, risk.category == (asked.category or ""), risk.band.in_(bands)]
+    if asked.risk_above is not None and (lowest := _above(asked) * BANDS // MICRO) in bands:
+        held.append(or_(risk.band > lowest, risk.score > _above(asked)))
     return held
 
 

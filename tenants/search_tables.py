@@ -30,13 +30,14 @@ audit_search = Table(
     Column("action", Text, nullable=False, comment="of screening; empty: nothing was screened"),
     Column("session", Text, nullable=False),
     PrimaryKeyConstraint("tenant_id", "recorded_at", "id", name="audit_search_pkey"),
-    Index("audit_search_key", "tenant_id", "key_id", "recorded_at"),
-    Index("audit_search_operation", "tenant_id", "operation", "recorded_at"),
+    Index("audit_search_key", "tenant_id", "key_id", "recorded_at", "id"),
+    Index("audit_search_operation", "tenant_id", "operation", "recorded_at", "id"),
     Index(
         "audit_search_decision",
         "tenant_id",
         "decision",
         "recorded_at",
+        "id",
         postgresql_where=text("decision <> 'answered'"),
     ),
     Index(
@@ -44,10 +45,16 @@ audit_search = Table(
         "tenant_id",
         "action",
         "recorded_at",
+        "id",
         postgresql_where=text("action not in ('', 'allow')"),
     ),
     Index(
-        "audit_search_session", "tenant_id", "session", "recorded_at", postgresql_where=text("session <> ''")
+        "audit_search_session",
+        "tenant_id",
+        "session",
+        "recorded_at",
+        "id",
+        postgresql_where=text("session <> ''"),
     ),
 )
 

@@ -3,7 +3,8 @@
 Revision 0016, after 0014. `audit_search` has what one entry has once; `audit_input` a row for each text and image that
 it tells of, by the first 8 bytes of its fingerprint; `audit_risk` the highest score of each category from 0.1 on, in
 bands of a tenth, and under '' the highest of all. Bodies stay the truth: these rows are made of them and of nothing
-else. Each index leads with the tenant and ends with the order of a page, newest first.
+else. Each index leads with the tenant and ends with the order of a page,
+newest first, so that two of them can be merged without a look at the tables.
 
 Row security hides other tenants' rows before any filter that might tell of them runs, so an index serves only
 operators that Postgres knows to leak nothing: plain comparisons, and none of arrays or jsonb. `log_tenants` tells whose
@@ -37,18 +38,18 @@ STATEMENTS = (
     )
     """,
     "comment on column pericarp.audit_search.action is 'of screening; empty: nothing was screened'",
-    "create index audit_search_key on pericarp.audit_search (tenant_id, key_id, recorded_at)",
-    "create index audit_search_operation on pericarp.audit_search (tenant_id, operation, recorded_at)",
+    "create index audit_search_key on pericarp.audit_search (tenant_id, key_id, recorded_at, id)",
+    "create index audit_search_operation on pericarp.audit_search (tenant_id, operation, recorded_at, id)",
     """
-    create index audit_search_decision on pericarp.audit_search (tenant_id, decision, recorded_at)
+    create index audit_search_decision on pericarp.audit_search (tenant_id, decision, recorded_at, id)
         where decision <> 'answered'
     """,
     """
-    create index audit_search_action on pericarp.audit_search (tenant_id, action, recorded_at)
+    create index audit_search_action on pericarp.audit_search (tenant_id, action, recorded_at, id)
         where action not in ('', 'allow')
     """,
     """
-    create index audit_search_session on pericarp.audit_search (tenant_id, session, recorded_at)
+    create index audit_search_session on pericarp.audit_search (tenant_id, session, recorded_at, id)
         where session <> ''
     """,
     """
@@ -69,7 +70,7 @@ STATEMENTS = (
         recorded_at timestamptz not null,
         id uuid not null,
         score integer not null,
-        constraint audit_risk_pkey primary key (tenant_id, category, band, recorded_at, id),
+        constraint audit_risk_pkey primary key (tenant_id, category, band, recorded_at, id) include (score),
         constraint audit_risk_band_check check (band = score / 100000 and band > 0)
     )
     """,
