@@ -92,7 +92,7 @@ def export(
             with file.open("xb") as out:
                 asyncio.run(write(found.owner_url, out))
         except FileExistsError:
-            raise typer.BadParameter(f"{file} is there already") from None
+            raise typer.BadParameter("FILE is there already") from None
         except BaseException:
             file.unlink(missing_ok=True)  # half an export is none
             raise
