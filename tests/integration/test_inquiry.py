@@ -397,7 +397,7 @@ def faults_of(answer: httpx.Response) -> dict[str, str]:
 def test_the_last_days_are_those_before_now(audited: Audited) -> None:
     receipt = audited.rerank("x", "y")
     assert ids(audited.auditor.get(ENTRIES, params={"operation": "rerank", "last_days": 1})) == [receipt]
-    long_ago = {"operation": "rerank", "last_days": 1, "to": "2026-01-01T00:00:00Z"}
+    long_ago: dict[str, Any] = {"operation": "rerank", "last_days": 1, "to": "2026-01-01T00:00:00Z"}
     assert ids(audited.auditor.get(ENTRIES, params=long_ago)) == []
 
 
