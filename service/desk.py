@@ -10,6 +10,7 @@ from service.administration import Administration
 from service.containment import Switch
 from service.deeds import Deeds
 from service.erasing import Erasing
+from service.inquiry import Inquiry
 from service.present_use import PresentUse
 from tenants.audit import Audit
 from tenants.canaries import Canaries
@@ -23,6 +24,8 @@ from tenants.pruning import Pruning
 from tenants.quotas import Quotas
 from tenants.repeats import Repeats
 from tenants.reviews import Reviews
+from tenants.search import Search
+from tenants.searches import Searches
 from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Sessions
 from tenants.thresholds import Thresholds
@@ -56,6 +59,7 @@ class Desk:
     canaries: Canaries
     adapting: Adapting
     erasing: Erasing
+    inquiry: Inquiry
 
 
 def build_desk(database: Database, installation: Installation) -> Desk:
@@ -110,5 +114,12 @@ def build_desk(database: Database, installation: Installation) -> Desk:
             erasure=Erasure(database, master_key=installation.master_key),
             pruning=Pruning(database),
             sequencer=sequencer,
+        ),
+        inquiry=Inquiry(
+            search=Search(database),
+            searches=Searches(database),
+            audit=audit,
+            lifecycle=lifecycle,
+            deeds=deeds,
         ),
     )
