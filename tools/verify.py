@@ -28,7 +28,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from verify_pruned import ENTRY, Pruned, Unreadable, Wrong, name_leaf
+from verify_pruned import ENTRY, Pruned, Unreadable, Wrong, name_leaf, read_lines
 
 MAGIC = b"pericarp/leaf/v1"
 ENVELOPE_BYTES = 112
@@ -312,7 +312,7 @@ class Export:
 
 def check_export(path: Path, key: Key, old: list[Checkpoint], retention_days: int = 1) -> str:
     """What an export holds, in a few words. Raises `Wrong`, `Unreadable`."""
-    export = Export(key, old, Pruned(path, retention_days))
+    export = Export(key, old, Pruned(lambda: read_lines(path), retention_days))
     size, done, shown, watched = path.stat().st_size, 0, 0, sys.stderr.isatty()
     with path.open("rb") as file:
         for line in file:

@@ -11,6 +11,7 @@ import json
 import re
 import uuid
 from binascii import a2b_base64
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +43,9 @@ class Said(NamedTuple):
 class Pruned:
     """Holds what the entries of one export say of bodies that are gone, and counts these."""
 
-    def __init__(self, export: Path, retention_days: int) -> None:
-        """`retention_days`: how long the auditor knows that bodies are to be kept at least."""
-        self._export = export
+    def __init__(self, lines: Callable[[], Iterable[bytes]], retention_days: int = 1) -> None:
+        """`lines` reads the export from its beginning; `retention_days`: how long bodies are to be kept at least."""
+        self._lines = lines
         self._least = max(retention_days, 1)
         self._before: dict[bytes, int] | None = None
         """By tenant; None until a body is gone, for the entry that says so comes later in the export."""
@@ -94,16 +95,21 @@ class Pruned:
     def _gather(self) -> dict[bytes, int]:
         """Read the export once more, for what all of its entries say."""
         before: dict[bytes, int] = {}
-        with self._export.open("rb") as file:
-            for line in file:
-                if SAYS_SO.search(line) is None or (entry := ENTRY.fullmatch(line)) is None or not entry[5]:
-                    continue
-                if (said := read_body(entry[5])) is None:
-                    continue
-                tenant = a2b_base64(entry[2], strict_mode=True)[32:48]
-                before[tenant] = max(before.get(tenant, 0), said.before_us)
-                self._erased.update((tenant, each) for each in said.entries)
+        for line in self._lines():
+            if SAYS_SO.search(line) is None or (entry := ENTRY.fullmatch(line)) is None or not entry[5]:
+                continue
+            if (said := read_body(entry[5])) is None:
+                continue
+            tenant = a2b_base64(entry[2], strict_mode=True)[32:48]
+            before[tenant] = max(before.get(tenant, 0), said.before_us)
+            self._erased.update((tenant, each) for each in said.entries)
         return before
+
+
+def read_lines(export: Path) -> Iterator[bytes]:
+    """An export's lines, each with its end."""
+    with export.open("rb") as file:
+        yield from file
 
 
 def read_body(body: bytes) -> Said | None:

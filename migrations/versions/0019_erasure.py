@@ -206,6 +206,12 @@ begin
       from pericarp.audit_inbox i where i.tenant_id = p_tenant and i.id = p_entry;
     v_details := v_body -> 'details';
     if v_body ->> 'operation' = 'admin.subject_erase' then
+        -- else what that one covers would be covered by nothing
+        if exists (select from pericarp.audit_warrant w, jsonb_array_elements_text(v_details -> 'entries') e (id)
+                    where w.tenant_id = p_tenant and w.id = e.id::uuid)
+        then
+            raise exception 'no warrant takes another one away' using errcode = '42501';
+        end if;
         insert into pericarp.audit_warrant (tenant_id, id, entries)
         select p_tenant, p_entry, array_agg(e.id::uuid)
           from jsonb_array_elements_text(v_details -> 'entries') e (id);

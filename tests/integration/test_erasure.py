@@ -533,6 +533,21 @@ async def test_no_warrant_is_issued_against_the_policy(
     await Pruning(log.desk.database).issue(tenant, word)
 
 
+async def test_no_word_takes_another_word_away(log: Log) -> None:
+    """What that one covers would be covered by nothing."""
+    tenant = await log.tenant()
+
+    async def say(*entries: uuid.UUID) -> uuid.UUID:
+        details = {"reason": REASON, "rows": 0, "entries": [str(each) for each in entries]}
+        word = await log.record(tenant, operation="admin.subject_erase", details=details)
+        await Pruning(log.desk.database).issue(tenant, word)
+        return word
+
+    first = await say(await log.record(tenant))
+    with pytest.raises(DBAPIError, match="no warrant takes another one away"):
+        await say(await log.record(tenant), first)
+
+
 async def test_the_runtime_roles_take_no_body_away(log: Log) -> None:
     tenant, entry = await with_warrant(log)
     connection = await asyncpg.connect(log.urls.app_url)

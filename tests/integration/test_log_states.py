@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -32,6 +33,7 @@ from tenants.directory import Directory
 from tenants.errors import LogBroken, ReceiptPending
 from tenants.log_export import export_log
 from tenants.provisioning import Urls
+from tenants.pruning import Pruning
 from tenants.sequencer import Sequencer, log_signer
 from tests.integration.conftest import Secrets, run_as_superuser, with_database
 from tests.integration.test_audit import entry_for
@@ -45,6 +47,7 @@ SIGNER = log_signer(secrets.token_bytes(32))
 OF_LEAF = "pericarp.audit_leaf l where l.index = {index} and (i.tenant_id, i.id) = (l.tenant_id, l.id)"
 TAMPERING = {
     "body": f"update pericarp.audit_inbox i set body = {FLIP.format('body', 9)} from {OF_LEAF}",
+    "gone": f"update pericarp.audit_inbox i set body = null from {OF_LEAF}",
     "row": f"update pericarp.audit_inbox i set orphan = not orphan from {OF_LEAF}",
     "entry": f"delete from pericarp.audit_inbox i using {OF_LEAF}",
     "hash": f"update pericarp.audit_leaf set envelope = {FLIP.format('envelope', 99)} where index = {{index}}",
@@ -95,6 +98,7 @@ class Log(RuleBasedStateMachine):
         directory = Directory(
             self.database, pepper=self.kept_secrets.pepper, master_key=self.kept_secrets.master_key
         )
+        self.pruning = Pruning(self.database)
         self.audit = Audit(self.database, master_key=self.kept_secrets.master_key)
         self.tenant: TenantId = self.do(directory.create_tenant("one")).id
         self.sequencer = Sequencer(self.database, SIGNER)
@@ -134,6 +138,25 @@ class Log(RuleBasedStateMachine):
         else:
             self.size += step.integrated
             assert not self.honest or self.size == step.size == self.recorded
+
+    @precondition(lambda self: self.honest)
+    @rule(place=st.floats(0, 1, exclude_max=True))
+    def erase(self, place: float) -> None:
+        """The body of one entry goes, by another's word."""
+        victim = self.do(self._with_body(place))
+
+        async def say() -> UUID:
+            details = {"reason": "asked", "rows": 0, "entries": [str(victim)]}
+            word = entry_for(self.tenant, operation="admin.subject_erase", details=details)
+            async with self.database.together():
+                written = await self.audit.append(self.tenant, word)
+                await self.pruning.issue(self.tenant, written)
+            return written
+
+        warrant = self.do(say())
+        self.recorded += 1
+        self.integrate()
+        assert self.do(self.pruning.prune(self.tenant, warrant)) == 1
 
     @rule(written=st.booleans())
     def crash(self, written: bool) -> None:
@@ -187,7 +210,9 @@ class Log(RuleBasedStateMachine):
         if self.fate == "roll back":  # to a copy of the database from when it had three leaves
             statements: tuple[str, ...] = ROLL_BACK
         else:
-            statements = (TAMPERING[self.fate].format(index=int(self.place * self.size)),)
+            victim = self.do(self._with_body(self.place, integrated=True))
+            index = self.do(self._ask("select index from pericarp.audit_leaf where id = $1", victim))
+            statements = (TAMPERING[self.fate].format(index=index),)
         self.do(run_as_superuser(self.superuser_url, *DISARM, *statements))
         self.honest = False
 
@@ -200,12 +225,15 @@ class Log(RuleBasedStateMachine):
         """Whoever wants to know: first the sequencer takes what waits, then the verifier reads an export."""
         self.integrate()
         wrong = self.found
+        lines: list[bytes] = []
         export = verify.Export(
             verify.Key.parse(SIGNER.key.text),
             [verify.open_note(note, verify.Key.parse(SIGNER.key.text)) for note in self.kept],
+            verify.Pruned(lambda: lines),
         )
         try:
-            for line in self.do(self._lines()):
+            lines += self.do(self._lines())
+            for line in lines:
                 export.read(line)
             export.end()
         except verify.Wrong:
@@ -222,12 +250,26 @@ class Log(RuleBasedStateMachine):
         return note
 
     async def _count(self) -> int:
+        count: int = await self._ask(
+            "select (select count(*) from pericarp.audit_leaf) + (select count(*) from pericarp.audit_waiting)"
+        )
+        return count
+
+    async def _with_body(self, place: float, *, integrated: bool = False) -> UUID:
+        """Of the entries that still have their body, the one that lies so far in: of those in the tree, or of those that
+        say of no other that its body goes."""
+        ids: list[UUID] = await self._ask(
+            "select array_agg(i.id order by i.recorded_at) from pericarp.audit_inbox i where i.body is not null"
+            " and (not $1 or exists (select from pericarp.audit_leaf l where l.id = i.id))"
+            " and ($1 or not exists (select from pericarp.audit_warrant w where w.id = i.id))",
+            integrated,
+        )
+        return ids[int(place * len(ids))]
+
+    async def _ask(self, query: str, *arguments: object) -> Any:
         connection = await asyncpg.connect(self.superuser_url)
         try:
-            count: int = await connection.fetchval(
-                "select (select count(*) from pericarp.audit_leaf) + (select count(*) from pericarp.audit_waiting)"
-            )
-            return count
+            return await connection.fetchval(query, *arguments)
         finally:
             await connection.close()
 
