@@ -147,7 +147,9 @@ class Search:
                 (func.sum(size).over(order_by=order) - size).label("bytes_before"),
                 func.count().over().label("entries"),
             )
-            .join(audit_inbox, and_(inbox.tenant_id == tenant, inbox.id == newest.c.id))
+            .join(
+                audit_inbox, and_(inbox.tenant_id == tenant, inbox.id == newest.c.id, inbox.body.is_not(None))
+            )
             .subquery("sized")
         )
         query = (
@@ -167,10 +169,10 @@ class Search:
         return Page(found, bool(found) and (len(rows) == most or len(rows) < rows[0].entries))
 
     async def find(self, tenant: TenantId, entry_id: UUID) -> Found:
-        """That entry of the tenant. Raises `EntryNotFound`, for another tenant's as for none."""
+        """That entry of the tenant. Raises `EntryNotFound`, for another tenant's as for none, and where its body was pruned."""
         inbox = audit_inbox.c
         query = select(inbox.recorded_at, inbox.schema_version, inbox.body).where(
-            inbox.tenant_id == tenant, inbox.id == entry_id
+            inbox.tenant_id == tenant, inbox.id == entry_id, inbox.body.is_not(None)
         )
         async with self._database.transaction(tenant) as connection:
             row = (await connection.execute(query)).one_or_none()

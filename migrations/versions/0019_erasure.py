@@ -5,6 +5,8 @@ says which bodies go; `issue_warrant` reads it out of the entry's own bytes, and
 tenant's policy. `prune_bodies` takes bodies away under a warrant whose leaf is in the tree, and the trigger on the inbox
 lets nothing else through: no other column, no other entry, nobody before the warrant is in the tree.
 
+What auditors look an entry up by (revision 0016) goes with its body, and not otherwise.
+
 `audit_retention` has what the policy of a purged tenant said, for its entries outlive it.
 """
 
@@ -107,6 +109,83 @@ TRIGGERS = (
         for each row execute function pericarp.refuse_unwarranted()
     """,
     "alter table pericarp.audit_inbox enable always trigger audit_inbox_pruned",
+)
+
+# What revision 0016 wrote of a body, found again by the same reading of it: so each row is looked up by its key.
+UNINDEX_BODY = r"""
+create function pericarp.unindex_body() returns trigger
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_text text := convert_from(old.body, 'UTF8');
+    v_body jsonb;
+begin
+    if position('\u0000' in v_text) > 0 then
+        v_text := regexp_replace(v_text, '(?<!\\)((?:\\\\)*)\\u0000', '\1', 'g');
+    end if;
+    v_body := v_text::jsonb;
+    delete from pericarp.audit_search s
+     where s.tenant_id = old.tenant_id and s.recorded_at = old.recorded_at and s.id = old.id;
+    delete from pericarp.audit_input a
+     using (select distinct
+                   ('x' || encode(substring(decode(translate(left(p.print, 12), '-_', '+/'), 'base64')
+                                            from 1 for 8), 'hex'))::bit(64)::bigint as print
+              from (select v_body -> 'query'
+                    union all select jsonb_array_elements(v_body -> 'documents')
+                    union all select jsonb_array_elements(v_body #> '{details,queries}')) i(item),
+                   lateral (values (i.item ->> 'text'), (i.item ->> 'image')) p(print)
+             where length(p.print) = 43
+               and translate(left(p.print, 12),
+                             'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_', '') = '') w
+     where a.tenant_id = old.tenant_id and a.print = w.print and a.recorded_at = old.recorded_at
+       and a.id = old.id;
+    delete from pericarp.audit_risk r
+     using (select '' as category
+            union select c.key from jsonb_each(v_body #> '{details,screening,risks}') m,
+                                    lateral jsonb_each(m.value) c) w
+     where r.tenant_id = old.tenant_id and r.category = w.category and r.band between 1 and 10
+       and r.recorded_at = old.recorded_at and r.id = old.id;
+    return null;
+end $$
+"""
+
+REFUSE_INDEXED = """
+create function pericarp.refuse_indexed() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (select from pericarp.audit_inbox i
+                    where i.tenant_id = old.tenant_id and i.id = old.id and i.body is null)
+    then
+        raise exception 'entries of the log are never changed' using errcode = '42501';
+    end if;
+    return old;
+end $$
+"""
+INDEXES = ("audit_search", "audit_input", "audit_risk")
+UNINDEXING = (
+    """
+    create trigger audit_inbox_unindexed after update of body on pericarp.audit_inbox
+        for each row execute function pericarp.unindex_body()
+    """,
+    "alter table pericarp.audit_inbox enable always trigger audit_inbox_unindexed",
+    *(
+        statement
+        for table in INDEXES
+        for statement in (
+            f"drop trigger {table}_append_only on pericarp.{table}",
+            f"""
+            create trigger {table}_append_only before update or truncate on pericarp.{table}
+                for each statement execute function pericarp.refuse_change()
+            """,
+            f"alter table pericarp.{table} enable always trigger {table}_append_only",
+            f"""
+            create trigger {table}_pruned before delete on pericarp.{table}
+                for each row execute function pericarp.refuse_indexed()
+            """,
+            f"alter table pericarp.{table} enable always trigger {table}_pruned",
+        )
+    ),
 )
 
 # Of a purged tenant, what its policy said; of the installation's own log, and of tenants purged before there was
@@ -314,7 +393,7 @@ OF_APP = (
     "forget_end_user(uuid, text[])",
 )
 OF_QUOTA = ("open_warrants(integer)", "prune_bodies(uuid, uuid, integer)")
-INNER = ("refuse_unwarranted()", "kept_days(uuid, integer)")
+INNER = ("refuse_unwarranted()", "unindex_body()", "refuse_indexed()", "kept_days(uuid, integer)")
 
 
 def _purge_tenant() -> str:
@@ -328,6 +407,7 @@ def upgrade() -> None:
     op.execute("drop trigger audit_inbox_append_only on pericarp.audit_inbox")
     for statement in (
         *STATEMENTS,
+        *(UNINDEX_BODY, REFUSE_INDEXED, *UNINDEXING),
         *(REFUSE_UNWARRANTED, *TRIGGERS, APPEND_ONLY.format(events=BUT_THE_BODY)),
         "alter table pericarp.audit_inbox enable always trigger audit_inbox_append_only",
         *(KEPT_DAYS, DUE_PRUNING, CLAIM_PRUNING, ISSUE_WARRANT, OPEN_WARRANTS, PRUNE_BODIES, FORGET_END_USER),
@@ -346,6 +426,15 @@ def downgrade() -> None:
     op.execute("set local lock_timeout = '5s'")
     op.execute(_purge_tenant())
     op.execute("drop trigger audit_inbox_pruned on pericarp.audit_inbox")
+    op.execute("drop trigger audit_inbox_unindexed on pericarp.audit_inbox")
+    for table in INDEXES:
+        op.execute(f"drop trigger {table}_pruned on pericarp.{table}")
+        op.execute(f"drop trigger {table}_append_only on pericarp.{table}")
+        op.execute(
+            f"create trigger {table}_append_only before update or delete or truncate on pericarp.{table}"
+            " for each statement execute function pericarp.refuse_change()"
+        )
+        op.execute(f"alter table pericarp.{table} enable always trigger {table}_append_only")
     op.execute("drop trigger audit_inbox_append_only on pericarp.audit_inbox")
     op.execute(APPEND_ONLY.format(events="update"))
     op.execute("alter table pericarp.audit_inbox enable always trigger audit_inbox_append_only")

@@ -32,11 +32,12 @@ from tenants.access import INSTALLATION, TenantId
 from tenants.audit import Entry, decode, encode
 from tenants.database import Database
 from tenants.erasure import Erasure, rewrite_keys
-from tenants.errors import TenantNotFound
+from tenants.errors import EntryNotFound, TenantNotFound
 from tenants.log_export import export_log
 from tenants.policy import Policy
 from tenants.provisioning import Urls
 from tenants.pruning import Pruning
+from tenants.search import Filter, Search
 from tenants.sequencer import log_signer
 from tests.integration.conftest import Secrets, run_as_superuser, with_database
 from tests.integration.served import Served, serve, until
@@ -456,6 +457,44 @@ async def test_the_word_itself_goes_in_its_turn(log: Log) -> None:
     assert await log.kept(tenant, first, erased, word) == [False] * 3
     done = await log.verify()
     assert done.returncode == 0, done.stderr
+
+
+async def test_what_an_entry_is_looked_up_by_goes_with_its_body(log: Log) -> None:
+    tenant = await log.tenant(retention_days=DAYS)
+    prints = await log.desk.audit.fingerprints(tenant)
+    told: dict[str, Any] = {
+        "query": prints.item("a \x00 query", b"pixels"),
+        "documents": (prints.item("one", None), prints.item("two", b"more pixels")),
+        "session": "s",
+        "role": "a \x00 role",
+        "details": {"screening": {"action": "mask", "risks": {"text": {"hate": [900_000, 600_000]}}}},
+    }
+    old, young = await log.record(tenant, days=DAYS + 2, **told), await log.record(tenant, **told)
+    await log.step()
+    search = Search(log.desk.database)
+    asked = Filter(fingerprint=prints.text("two"), session="s", risk_above=0.5)
+    assert [each.id for each in (await search.page(tenant, asked, most=9)).found] == [young, old]
+    assert await indexed(log, old) == await indexed(log, young) == [1, 5, 2]
+    for table in ("audit_search", "audit_input", "audit_risk"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="never changed"):
+            await log.superuser.execute(f"delete from pericarp.{table} where id = '{old}'")
+    assert (await log.prune())[tenant] == 1
+    assert [await indexed(log, each) for each in (old, young)] == [[0, 0, 0], [1, 5, 2]]
+    assert [each.id for each in (await search.page(tenant, asked, most=9)).found] == [young]
+    request = await log.superuser.fetchval("select request_id from pericarp.audit_inbox where id = $1", old)
+    assert (await search.page(tenant, Filter(request_id=request), most=9)).found == ()
+    with pytest.raises(EntryNotFound):
+        await search.find(tenant, old)
+    assert (await search.find(tenant, young)).body
+    assert (await log.verify()).returncode == 0
+
+
+async def indexed(log: Log, entry: uuid.UUID) -> list[int]:
+    """Its rows in each table that auditors search by."""
+    return [
+        await log.superuser.fetchval(f"select count(*) from pericarp.{table} where id = $1", entry)
+        for table in ("audit_search", "audit_input", "audit_risk")
+    ]
 
 
 # -- what is refused --------------------------------------------------------------------------------------------
