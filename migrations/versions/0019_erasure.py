@@ -119,6 +119,7 @@ as $$
 declare
     v_text text := convert_from(old.body, 'UTF8');
     v_body jsonb;
+    v_print bigint;
 begin
     if position('\u0000' in v_text) > 0 then
         v_text := regexp_replace(v_text, '(?<!\\)((?:\\\\)*)\\u0000', '\1', 'g');
@@ -126,25 +127,27 @@ begin
     v_body := v_text::jsonb;
     delete from pericarp.audit_search s
      where s.tenant_id = old.tenant_id and s.recorded_at = old.recorded_at and s.id = old.id;
-    delete from pericarp.audit_input a
-     using (select distinct
-                   ('x' || encode(substring(decode(translate(left(p.print, 12), '-_', '+/'), 'base64')
-                                            from 1 for 8), 'hex'))::bit(64)::bigint as print
-              from (select v_body -> 'query'
-                    union all select jsonb_array_elements(v_body -> 'documents')
-                    union all select jsonb_array_elements(v_body #> '{details,queries}')) i(item),
-                   lateral (values (i.item ->> 'text'), (i.item ->> 'image')) p(print)
-             where length(p.print) = 43
-               and translate(left(p.print, 12),
-                             'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_', '') = '') w
-     where a.tenant_id = old.tenant_id and a.print = w.print and a.recorded_at = old.recorded_at
-       and a.id = old.id;
+    for v_print in
+        select distinct
+               ('x' || encode(substring(decode(translate(left(p.print, 12), '-_', '+/'), 'base64')
+                                        from 1 for 8), 'hex'))::bit(64)::bigint
+          from (select v_body -> 'query'
+                union all select jsonb_array_elements(v_body -> 'documents')
+                union all select jsonb_array_elements(v_body #> '{details,queries}')) i(item),
+               lateral (values (i.item ->> 'text'), (i.item ->> 'image')) p(print)
+         where length(p.print) = 43
+           and translate(left(p.print, 12),
+                         'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_', '') = ''
+    loop
+        delete from pericarp.audit_input a
+         where a.tenant_id = old.tenant_id and a.print = v_print and a.recorded_at = old.recorded_at
+           and a.id = old.id;
+    end loop;
     delete from pericarp.audit_risk r
-     using (select '' as category
-            union select c.key from jsonb_each(v_body #> '{details,screening,risks}') m,
-                                    lateral jsonb_each(m.value) c) w
-     where r.tenant_id = old.tenant_id and r.category = w.category and r.band between 1 and 10
-       and r.recorded_at = old.recorded_at and r.id = old.id;
+     where r.tenant_id = old.tenant_id and r.recorded_at = old.recorded_at and r.id = old.id
+       and r.category = any (array(select c.key from jsonb_each(v_body #> '{details,screening,risks}') m,
+                                                     lateral jsonb_each(m.value) c) || ''::text)
+       and r.band = any ('{1,2,3,4,5,6,7,8,9,10}');
     return null;
 end $$
 """
@@ -318,9 +321,12 @@ as $$
 $$
 """
 
-# Gateways take turns at a warrant; one that finds it taken leaves it.
+# Gateways take turns at a warrant; one that finds it taken leaves it. At most so many bodies, and bytes of them but for the
+# last: what a body is looked up by is a row for each of its inputs. A warrant is done when nothing is left of it.
 PRUNE_BODIES = """
-create function pericarp.prune_bodies(p_tenant uuid, p_warrant uuid, p_most integer) returns integer
+create function pericarp.prune_bodies(
+    p_tenant uuid, p_warrant uuid, p_most integer, p_bytes bigint
+) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -337,21 +343,29 @@ begin
     if v_warrant.before is null then
         update pericarp.audit_inbox i set body = null
          where i.tenant_id = p_tenant and i.id in (
-               select g.id from pericarp.audit_inbox g
-                where g.tenant_id = p_tenant and g.id = any (v_warrant.entries) and g.body is not null
-                limit p_most);
+               select s.id from (
+                   select g.id, octet_length(g.body) as size,
+                          sum(octet_length(g.body)) over (order by g.id) as sum
+                     from pericarp.audit_inbox g
+                    where g.tenant_id = p_tenant and g.id = any (v_warrant.entries) and g.body is not null
+                    order by g.id limit p_most) s
+                where s.sum - s.size < p_bytes);
     else
         v_since := coalesce((select max(w.before) from pericarp.audit_warrant w
                               where w.tenant_id = p_tenant and w.done_at is not null), '-infinity');
         update pericarp.audit_inbox i set body = null
          where i.tenant_id = p_tenant and i.id in (
-               select g.id from pericarp.audit_inbox g
-                where g.tenant_id = p_tenant and g.recorded_at >= v_since and g.recorded_at < v_warrant.before
-                  and g.body is not null
-                order by g.recorded_at limit p_most);
+               select s.id from (
+                   select g.id, octet_length(g.body) as size,
+                          sum(octet_length(g.body)) over (order by g.recorded_at, g.id) as sum
+                     from (select o.id, o.recorded_at, o.body from pericarp.audit_inbox o
+                            where o.tenant_id = p_tenant and o.recorded_at >= v_since
+                              and o.recorded_at < v_warrant.before and o.body is not null
+                            order by o.recorded_at, o.id limit p_most) g) s
+                where s.sum - s.size < p_bytes);
     end if;
     get diagnostics v_count = row_count;
-    if v_count < p_most then
+    if v_count = 0 then
         update pericarp.audit_warrant w set done_at = clock_timestamp()
          where w.tenant_id = p_tenant and w.id = p_warrant;
     end if;
@@ -392,7 +406,7 @@ OF_APP = (
     "issue_warrant(uuid, uuid, integer)",
     "forget_end_user(uuid, text[])",
 )
-OF_QUOTA = ("open_warrants(integer)", "prune_bodies(uuid, uuid, integer)")
+OF_QUOTA = ("open_warrants(integer)", "prune_bodies(uuid, uuid, integer, bigint)")
 INNER = ("refuse_unwarranted()", "unindex_body()", "refuse_indexed()", "kept_days(uuid, integer)")
 
 
