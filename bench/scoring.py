@@ -9,7 +9,7 @@ All three write the same prompts and prepare the same images within their time. 
 medians; every method's scores are compared before its time counts, and in bf16 with those of the stock model in fp32
 too. Then: the share of this processor's matrix rate, what a session saves, and how cost grows with candidates.
 
-    python bench/scoring.py [--quick] [--model NAME] [--threads N]
+    python bench/scoring.py [--quick] [--dtype fp32|bf16] [--model NAME] [--threads N]
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from models.qwen import QwenReranker
 
 BATCHES = (8, 16)
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+DTYPES = tuple(TOLERANCE)
 CASES = (
     Case("prefix_60", 60),
     Case("prefix_300", 300),
@@ -288,6 +289,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="two cases in the default dtype, within 50 s")
+    parser.add_argument("--dtype", choices=DTYPES, help="of a full run: this one alone")
     parser.add_argument("--model", default=DEMO)
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: the cores of this machine"
@@ -316,7 +318,8 @@ def main() -> int:
         "figures": [],
         "matrix_rate": [],
     }
-    for dtype in (default.card.dtype,) if options.quick else ("fp32", "bf16"):
+    named = default.card.dtype if options.quick else options.dtype
+    for dtype in (named,) if named else DTYPES:
         packed = QwenReranker.load(options.model, device="cpu", dtype=dtype, threads=options.threads)
         stock = truth if dtype == "fp32" else Stock.load(directory, torch.bfloat16)
         for case, rounds, batches in QUICK if options.quick else FULL:

@@ -84,6 +84,8 @@ class Exchange:
     operation: str
     keyless: bool = False
     """Whether it came without any credential."""
+    end_user: str = ""
+    """For whom a search backend asks, where it says so; a name of its own making."""
     named_model: str | None = None
     """The model that the request names, where it was read; of a caller's making, and as long as it likes."""
     caller: Caller | None = None

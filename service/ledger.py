@@ -194,7 +194,11 @@ class Ledger:
         caller = exchange.known_caller
         if exchange.screened is not None:
             prints = await self.audit.fingerprints(caller.tenant)
-            end_user = prints.subject(caller.subject or caller.key_id)
+            # A token speaks for its own subject alone; a key for whomever its backend names.
+            named = prints.end_user(exchange.end_user) if exchange.end_user else ""
+            end_user = (
+                prints.subject(caller.subject) if caller.subject else named or prints.subject(caller.key_id)
+            )
             self.evidence.note(caller.tenant, exchange.screened.evidence(entry_id, end_user, caller.policy))
 
     async def _entry(
@@ -221,6 +225,8 @@ class Ledger:
             details["queries"] = [tell_item(item) for item in items[:queries]]
         if caller.subject:
             details["subject"] = prints.subject(caller.subject)
+        if exchange.end_user:
+            details["end_user"] = prints.end_user(exchange.end_user)
         if exchange.screened is not None:
             details["screening"] = exchange.screened.details()
         return Entry(

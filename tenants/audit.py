@@ -115,9 +115,9 @@ class Recorded:
 class Fingerprints:
     """Keyed fingerprints of one tenant's inputs: HMAC-SHA-256, base64url without padding, 43 characters.
 
-    The message is the kind (`text`, `image`, `address`, `subject`), a zero byte, and the input. Text is normalised to
-    NFC and encoded as UTF-8, nothing else: case, spaces and line ends count. An image is its bytes as they
-    were sent.
+    The message is the kind (`text`, `image`, `address`, `subject`, `end_user`), a zero byte, and the input. Text is
+    normalised to NFC and encoded as UTF-8, nothing else: case, spaces and line ends count. An image is its bytes as
+    they were sent.
     """
 
     __slots__ = ("_key",)
@@ -137,6 +137,10 @@ class Fingerprints:
     def subject(self, subject: str) -> str:
         """Of a token's `sub`, or of the name in a certificate."""
         return self._of(b"subject", subject.encode("utf-8", "surrogatepass"))
+
+    def end_user(self, name: str) -> str:
+        """Of whom a search backend says that it asks for."""
+        return self._of(b"end_user", name.encode())
 
     def item(self, text: str | None, image: bytes | None) -> ItemPrint:
         """Fingerprints and sizes of one query or document."""

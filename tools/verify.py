@@ -18,7 +18,8 @@ import re
 import sys
 import time
 import uuid
-from base64 import b64decode, b64encode
+from base64 import b64encode
+from binascii import a2b_base64
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Key(NamedTuple):
     def parse(cls, text: str) -> Key:
         try:
             name, written_id, written = text.split("+", 2)
-            encoded = b64decode(written, validate=True)
+            encoded = a2b_base64(written, strict_mode=True)
             public = Ed25519PublicKey.from_public_bytes(encoded[1:])
         except ValueError as exc:
             raise Unreadable("the key is not of the form NAME+ID+BASE64") from exc
@@ -77,19 +78,17 @@ def open_note(note: str, key: Key) -> Checkpoint:
         raise Wrong(f"it is of the log {lines[0]}, not {key.name}")
     signed = False
     for line in signatures[:-1].split("\n"):
-        dash, name, written = (*line.split(" "), "", "", "")[:3]
-        signature = read_base64(written)
-        if dash != "—" or not name or len(signature) <= 4:
+        parts = line.split(" ")
+        if len(parts) != 3 or parts[0] != "—" or len(signature := read_base64(parts[2])) <= 4:
             raise Wrong("it has a line that is no signature")
-        if (name, signature[:4]) == (key.name, key.id):
+        if (parts[1], signature[:4]) == (key.name, key.id):
             try:
                 key.public.verify(signature[4:], f"{text}\n".encode())
             except InvalidSignature:
                 raise Wrong("its signature does not hold") from None
             signed = True
-    root = read_base64(lines[2])
-    if not signed or len(root) != 32:
-        raise Wrong("the log's key has not signed it" if not signed else "its root is not 32 bytes")
+    if not signed or len(root := read_base64(lines[2])) != 32:
+        raise Wrong("the log's key has not signed it, or its root is not 32 bytes")
     return Checkpoint(read_number(lines[1]), root)
 
 
@@ -101,7 +100,7 @@ def read_number(text: str) -> int:
 
 def read_base64(text: str) -> bytes:
     try:
-        found = b64decode(text.encode("ascii"), validate=True)
+        found = a2b_base64(text.encode("ascii"), strict_mode=True)
     except ValueError:
         raise Wrong(f"{text[:30]!r} is not base64") from None
     if b64encode(found).decode() != text:
@@ -181,13 +180,13 @@ class Export:
         """One line. Raises `Wrong`, `Unreadable`."""
         try:
             if (entry := ENTRY.fullmatch(line)) is not None:
-                return self._entry(int(entry[1]), b64decode(entry[2], validate=True), entry[4], entry[3])
+                return self._entry(int(entry[1]), a2b_base64(entry[2], strict_mode=True), entry[4], entry[3])
             told: dict[str, Any] = json.loads(line)
             if "body64" in told:
-                body = b64decode(told["body64"], validate=True)
-                self._entry(told["index"], b64decode(told["envelope"], validate=True), body, told.get("row"))
+                read = (a2b_base64(told[name], strict_mode=True) for name in ("envelope", "body64"))
+                self._entry(told["index"], *read, told.get("row"))
             elif "tile" in told:
-                self._tile(told["tile"][0], told["tile"][1], b64decode(told["hashes"], validate=True))
+                self._tile(told["tile"][0], told["tile"][1], a2b_base64(told["hashes"], strict_mode=True))
             elif "checkpoint" in told:
                 self._checkpoint(told["checkpoint"])
             elif "unsequenced" in told:
@@ -219,8 +218,8 @@ class Export:
             )
         for level, hashes in self.tree.tiles.items():
             if hashes:
-                checked = (self.tree.size >> 8 * level) - len(hashes)
-                raise Wrong(f"tile {level}/{checked // TILE_WIDTH} is missing")
+                number = ((self.tree.size >> 8 * level) - len(hashes)) // TILE_WIDTH
+                raise Wrong(f"tile {level}/{number} is missing")
 
     def _begin(self, told: dict[str, Any]) -> None:
         if told["version"] != 1:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from service.api.dialects import dialect_of
 from service.api.leaks import LEAKED_PATH
 from service.api.limits import limit_headers
+from service.api.requests import read_end_user
 from service.asks import Exchange
 from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, describe
 from service.watch import metrics
@@ -117,6 +118,7 @@ class Door:
         most_bytes = OPEN_BODY_BYTES
         if scope["path"] not in OPEN_PATHS:
             exchange.caller = await self.identify(scope, exchange)
+            exchange.end_user = read_end_user(headers)
             most_bytes = self.body_limit_bytes
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > most_bytes:

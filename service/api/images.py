@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
 from service.api.items import ImageUrl, Strict, check_images, complaint, read_image
-from service.api.requests import PROBLEMS, Responses, read_body, require
+from service.api.requests import FOR_AN_END_USER, PROBLEMS, Responses, read_body, require
 from service.asks import Ask
 from service.errors import BadRequest
 from service.screening import FORMATS
@@ -27,7 +27,7 @@ CLEAN_PATH = "/v1/images/clean"
 MEDIA_TYPES: dict[ImageFormat, str] = {form: f"image/{form}" for form in FORMATS}
 TRAILING = "trailing"
 """How bytes after the image's end are told among what was removed."""
-CLEAN_BODY: dict[str, Any] = {
+CLEAN_BODY: dict[str, Any] = FOR_AN_END_USER | {
     "requestBody": {
         "required": True,
         "content": {

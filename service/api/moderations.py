@@ -24,7 +24,7 @@ from service.api.items import (
     read_image,
     read_item,
 )
-from service.api.requests import PROBLEMS, read_body, require
+from service.api.requests import FOR_AN_END_USER, PROBLEMS, read_body, require
 from service.asks import Ask
 from service.errors import BadRequest, ModelUnknown
 from tenants.access import Scope
@@ -219,7 +219,7 @@ def _item(side: str | TextPart | ModeratedImage, where: str, policy: Policy) -> 
     return read_item(text, where, policy.text_length, blank=True)
 
 
-_BODY: dict[str, Any] = {
+_BODY: dict[str, Any] = FOR_AN_END_USER | {
     "requestBody": {
         "required": True,
         "content": {

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from service.api.dialects import DIALECTS
 from service.api.dialects.union import UNION
-from service.api.requests import PROBLEMS, Responses, read_body, require
+from service.api.requests import FOR_AN_END_USER, PROBLEMS, Responses, read_body, require
 from service.errors import ModelUnknown
 from tenants.access import Scope
 
@@ -93,7 +93,7 @@ def _refusals(dialect: Dialect) -> Responses:
 def _body(dialect: Dialect) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{dialect.request.__name__}"}
     examples = {name: {"summary": name, "value": value} for name, value in dialect.examples.items()}
-    return {
+    return FOR_AN_END_USER | {
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": schema, "examples": examples}},

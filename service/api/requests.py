@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,15 @@ from service.api.schemas import Problem
 from service.errors import BadRequest, BodyTooSlow, Forbidden
 
 if TYPE_CHECKING:
+    from starlette.datastructures import Headers
     from starlette.requests import Request
     from starlette.types import Receive
 
     from service.asks import Exchange
     from tenants.access import Caller, Scope
+
+END_USER = "Pericarp-End-User"
+END_USER_NAME = re.compile(r"[!-~]{1,255}")
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -37,6 +42,21 @@ PROBLEMS: Responses = {
 }
 
 
+FOR_AN_END_USER: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": END_USER,
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+            "description": "A name of yours for whom you ask. Kept as a keyed fingerprint only: in the log, and to give "
+            "each end user one vote where thresholds learn. A token speaks for its own subject.",
+        }
+    ]
+}
+"""What a route's description takes in whose content is screened."""
+
+
 def require(exchange: Exchange, role: str, scope: Scope | None = None) -> Caller:
     """The caller, who has that role, and that scope where one is named. Raises `Forbidden` for any other."""
     caller = exchange.caller
@@ -47,6 +67,18 @@ def require(exchange: Exchange, role: str, scope: Scope | None = None) -> Caller
     if scope is not None and scope not in caller.scopes:
         raise Forbidden(f"This needs the scope {scope}.", reason="scope")
     return caller
+
+
+def read_end_user(headers: Headers) -> str:
+    """For whom the caller asks; empty where it does not say. Raises `BadRequest` for what is no name."""
+    named = headers.getlist(END_USER)
+    if not named:
+        return ""
+    if len(named) > 1 or END_USER_NAME.fullmatch(named[0]) is None:
+        raise BadRequest(
+            f"{END_USER} is one name of 1 to 255 printable ASCII characters without spaces.", field=END_USER
+        )
+    return named[0]
 
 
 async def read_body(request: Request, deadline_s: float) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.fleet.starts import FAILURES_TO_REFUSE
 from tenants import embedded
 from tests.acceptance.service_process import (
     REPOSITORY,
@@ -198,7 +199,7 @@ def test_without_its_model_it_says_so_refuses_at_once_and_ends_by_ctrl_c(tmp_pat
             assert int(ready.headers["Retry-After"]) >= 1
             assert httpx.get(f"{service.url}/healthz").status_code == 200
             # Until two starts failed a request waits for a worker, and may pass its deadline.
-            until(lambda: service.stderr.count("ModelNotFound") >= FAILURES_TO_REFUSE, 60)
+            until(lambda: service.stderr.count("A worker cannot be started.") >= FAILURES_TO_REFUSE, 60)
             answer = service.rerank(ASK, tenant.key)
             assert answer.status_code == 503
             assert answer.headers["Content-Type"] == "application/problem+json"

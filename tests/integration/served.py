@@ -52,9 +52,17 @@ class Served:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
-    def rerank(self, body: object, key: str) -> httpx.Response:
+    def rerank(self, body: object, key: str, **headers: str | bytes) -> httpx.Response:
+        """`headers` are named with low lines for hyphens."""
         with self.client(key) as client:
-            return client.post("/v1/rerank", json=body)
+            named = [(name.replace("_", "-").encode(), value) for name, value in headers.items()]
+            return client.post(
+                "/v1/rerank",
+                json=body,
+                headers=[
+                    (name, value.encode() if isinstance(value, str) else value) for name, value in named
+                ],
+            )
 
     def search_key(self, **limits: Any) -> tuple[str, str]:
         """A new tenant of that Policy: its name, and a search key of its own."""

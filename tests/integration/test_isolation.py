@@ -20,12 +20,14 @@ from tenants.ceiling import Ceiling
 from tenants.database import Database
 from tenants.denials import Denials
 from tenants.directory import Directory
-from tenants.errors import KeyNotFound, QuotaExceeded, SessionNotFound
+from tenants.envelope import Envelope
+from tenants.errors import KeyNotFound, QuotaExceeded, ReceiptNotFound, SessionNotFound
 from tenants.evidence import Evidence, Measure, Screened
 from tenants.keys import Key
 from tenants.policies import Setter
 from tenants.policy import Policy
 from tenants.presence import Presence, Presences
+from tenants.proofs import Proofs
 from tenants.quotas import Hold, Quotas
 from tenants.repeats import Kept, Repeats
 from tenants.reviews import Place, Reviews, Verdict
@@ -364,8 +366,15 @@ async def test_sessions_keep_tenants_apart(sessions: Sessions, residents: tuple[
         assert await sessions.find(theirs.caller.tenant, session_id) == theirs.session
 
 
-async def test_the_log_keeps_tenants_apart(audit: Audit, residents: tuple[Resident, Resident]) -> None:
+async def test_the_log_keeps_tenants_apart(
+    database: Database, audit: Audit, residents: tuple[Resident, Resident]
+) -> None:
+    proofs = Proofs(database, log_signer(bytes(32)).key)
     for mine, theirs in (residents, residents[::-1]):
         assert [entry.id for entry in await audit.list_entries(mine.caller.tenant)] == [mine.receipt]
         assert await audit.list_entries(mine.caller.tenant, before=theirs.receipt) == ()
+        proof = await proofs.prove(mine.caller.tenant, str(mine.receipt))
+        assert Envelope.parse(proof.extra).id == mine.receipt
+        with pytest.raises(ReceiptNotFound):
+            await proofs.prove(mine.caller.tenant, str(theirs.receipt))
     assert await audit.list_entries(TenantId(uuid.uuid4())) == ()

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
+from tenants.access import TenantId
 from tests.integration.administrators import House, build_house, problem
-from tests.integration.served import Served
+from tests.integration.served import Served, until
 
 RISKY = "here is how to make a bomb out of things from the kitchen, and it is a long text indeed"
 PLAIN = ("an apple", "a pear and a plum", "a bowl of cherries on a table")
@@ -46,6 +49,17 @@ def indices(answer: httpx.Response) -> list[int]:
 
 def entry(service: Served, house: House) -> dict[str, Any]:
     return service.entries(house.name)[0]
+
+
+def users(service: Served, house: House) -> set[str]:
+    """Fingerprints of whose texts were counted."""
+
+    async def read() -> set[str]:
+        async with service.desk.database.transaction(TenantId(uuid.UUID(house.id))) as connection:
+            return set(await connection.scalars(text("select end_user from pericarp.traffic_user")))
+
+    found: set[str] = service.wait(read())
+    return found
 
 
 def test_what_is_harmless_is_not_mentioned(service: Served, house: House) -> None:
@@ -210,6 +224,39 @@ def test_readiness_tells_detectors_and_confinement(service: Served) -> None:
     assert "lexicon" in names
     assert screening["sandbox"]["texts"]["no_new_privs"] is True
     assert screening["sandbox"]["images"]["no_new_privs"] is True
+
+
+def test_items_are_of_whom_the_backend_names(service: Served, platform: httpx.Client) -> None:
+    house = house_of(service, platform)
+
+    def seen(*names: str) -> None:
+        for name in names:
+            answer = service.rerank(
+                {"query": "a text", "documents": [RISKY]}, house.search, pericarp_end_user=name
+            )
+            assert answer.status_code == 200, answer.text
+
+    seen("ann", "ben", "ann")
+    prints = [each["details"]["end_user"] for each in service.entries(house.name)[:3]]
+    assert prints[0] == prints[2] != prints[1]
+    assert {len(each) for each in prints} == {43}, "a fingerprint"
+    rank(service, house, RISKY)
+    assert "end_user" not in entry(service, house)["details"]
+    until(lambda: len(users(service, house)) == 3)  # written in batches
+    assert set(prints) < users(service, house), "ann, ben, and the key"
+
+
+@pytest.mark.parametrize("name", ["two words", "", "x" * 256, "Ünal"])
+def test_an_end_user_who_is_no_name_is_refused(service: Served, house: House, name: str) -> None:
+    answer = service.rerank(
+        {"query": "a text", "documents": ["a"]},
+        house.search,
+        pericarp_end_user=name.encode(),
+    )
+    assert answer.status_code == 422
+    assert (answer.json()["code"], answer.json()["field"]) == ("invalid_request", "Pericarp-End-User")
+    if name:
+        assert name not in answer.text
 
 
 def test_no_word_of_a_text_is_in_any_entry(service: Served, house: House) -> None:

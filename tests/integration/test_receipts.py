@@ -159,6 +159,7 @@ def test_what_is_not_in_the_tree_yet_says_when_to_come_back(service: Served) -> 
         async with service.desk.database.calls() as connection:
             while not (await connection.fetchrow("select * from pericarp.begin_integration(1)"))["locked"]:  # type: ignore[index]
                 pass
+            await connection.execute("set local idle_in_transaction_session_timeout = 0")
             async with httpx.AsyncClient(
                 base_url=service.url, headers={"Authorization": f"Bearer {key}"}, timeout=30
             ) as client:

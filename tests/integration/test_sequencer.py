@@ -209,6 +209,7 @@ async def test_a_step_that_breaks_off_has_not_happened(
         if done >= 1:
             row = await victim.fetchrow("select * from pericarp.begin_integration(10)")
             assert row is not None and row["locked"]
+            await victim.execute("set local idle_in_transaction_session_timeout = 0")
             assert (await sequencer.step()).size is None  # another has the lock
         if done >= 2:
             assert row is not None

@@ -22,11 +22,12 @@ from sqlalchemy import make_url
 
 from tenants import embedded, merkle
 from tenants.audit import Audit
-from tenants.checkpoint import Checkpoint
+from tenants.checkpoint import Checkpoint, Proof
 from tenants.database import Database
 from tenants.directory import Directory
 from tenants.errors import LogBroken, ReceiptPending
 from tenants.log_export import export_log
+from tenants.proofs import Proofs
 from tenants.provisioning import Urls
 from tenants.sequencer import Sequencer, log_signer
 from tests.integration.conftest import Secrets, run_as_superuser, with_database
@@ -403,6 +404,31 @@ def test_every_mutation_is_found_and_named(
     done = copy.verify()
     assert done.returncode == 1, done.stdout
     assert mutation.verify in done.stderr
+
+
+def test_no_receipt_is_handed_out_that_its_reader_would_refuse(copy: Copy) -> None:
+    async def prove(index: int) -> Proof:
+        connection = await asyncpg.connect(copy.superuser_url)
+        row = await connection.fetchrow(
+            "select tenant_id, id from pericarp.audit_leaf where index = $1", index
+        )
+        await connection.close()
+        assert row is not None
+        database = Database(copy.urls.app_url)
+        await database.open()
+        try:
+            return await Proofs(database, SIGNER.key).prove(row["tenant_id"], str(row["id"]))
+        finally:
+            await database.close()
+
+    assert asyncio.run(prove(VICTIM)).index == VICTIM
+    copy.harm(EDIT_BODY, EDIT_HASH)
+    with pytest.raises(LogBroken, match=f"leaf {VICTIM} is not in the tree of 300 leaves"):
+        asyncio.run(prove(VICTIM))
+    assert asyncio.run(prove(VICTIM + 1)).index == VICTIM + 1
+    copy.harm("delete from pericarp.audit_tile where level = 0 and number = 0")
+    with pytest.raises(LogBroken):
+        asyncio.run(prove(VICTIM + 1))
 
 
 def test_every_mutation_has_one_who_finds_it() -> None:
