@@ -12,6 +12,7 @@ from service.deeds import Deeds
 from service.present_use import PresentUse
 from tenants.audit import Audit
 from tenants.canaries import Canaries
+from tenants.cosignatures import Cosignatures
 from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.lifecycle import Lifecycle
@@ -41,6 +42,7 @@ class Desk:
     audit: Audit
     sequencer: Sequencer
     proofs: Proofs
+    cosignatures: Cosignatures
     presences: Presences
     repeats: Repeats
     denials: Denials
@@ -77,6 +79,7 @@ def build_desk(database: Database, installation: Installation) -> Desk:
         audit=audit,
         sequencer=Sequencer(database, signer),
         proofs=Proofs(database, signer.key),
+        cosignatures=Cosignatures(database, signer.key),
         presences=presences,
         repeats=Repeats(database, master_key=installation.master_key),
         denials=denials,

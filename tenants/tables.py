@@ -26,15 +26,24 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, UUID
 
 from tenants.columns import SCHEMA, metadata, time
-from tenants.log_tables import audit_checkpoint, audit_leaf, audit_tile, audit_waiting
+from tenants.log_tables import (
+    audit_checkpoint,
+    audit_cosignature,
+    audit_leaf,
+    audit_tile,
+    audit_waiting,
+    audit_witness,
+)
 from tenants.threshold_tables import canary, review, threshold, threshold_change, traffic, traffic_user
 
 __all__ = [
     "SCHEMA",
     "audit_checkpoint",
+    "audit_cosignature",
     "audit_leaf",
     "audit_tile",
     "audit_waiting",
+    "audit_witness",
     "canary",
     "metadata",
     "review",

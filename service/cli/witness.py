@@ -35,7 +35,7 @@ def witness(
     context.obj = folder
     if context.invoked_subcommand is None:
         # A program of its own: what holds the key has no code loaded that it does not need.
-        os.execv(
+        os.execv(  # noqa: S606 - an argument list of ours
             sys.executable,
             [sys.executable, "-m", "service.witness", str(folder.absolute()), host, str(port)],
         )

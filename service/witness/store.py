@@ -67,7 +67,10 @@ class Store:
             raise StoreBroken(f"{file} has a line that is no verifier key") from exc
 
     def add_log(self, key: VerifyKey) -> bool:
-        """Trust `key` to sign for the log of its name; false where it is trusted already. Raises `ProofInvalid`, `StoreBroken`."""
+        """Trust `key` to sign for the log of its name; false where it is trusted already.
+
+        Raises `ProofInvalid` of a key that is no log's, `StoreBroken`.
+        """
         if key.kind != ED25519:
             raise ProofInvalid("that is not the key of a log")
         known = self.logs()

@@ -203,6 +203,8 @@ class Log(RuleBasedStateMachine):
         export = verify.Export(
             verify.Key.parse(SIGNER.key.text),
             [verify.open_note(note, verify.Key.parse(SIGNER.key.text)) for note in self.kept],
+            [],
+            0,
         )
         try:
             for line in self.do(self._lines()):
