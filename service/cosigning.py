@@ -102,11 +102,12 @@ class Cosigning:
 
     async def _turn(self, standing: _Standing, pool: httpcore2.AsyncConnectionPool) -> None:
         witness = standing.witness
-        # A first turn asks although nothing is new: this may be an older database than the witness has seen.
-        turn = await self._cosignatures.claim(witness.key, always=standing.state == UNASKED)
+        # Who does not know that all is well asks although nothing is new: this may be an older database than the witness
+        # has seen, and what the database says of the witness as old. It takes an answer to be told `ok`.
+        turn = await self._cosignatures.claim(witness.key, always=standing.state != OK)
         if not turn.claimed:
-            if turn.newest and turn.cosigned == turn.newest and standing.state != UNASKED:
-                self._settle(standing, turn.cosigned)  # another gateway has asked
+            if standing.state == OK:
+                metrics.COSIGNED_SIZE.labels(witness.key.name).set(turn.cosigned)
             return
         try:
             size = await self._submit(witness, pool, turn.cosigned)
@@ -117,10 +118,11 @@ class Cosigning:
         except _Away as exc:
             self._fail(standing, AWAY, str(exc))
         else:
-            self._settle(standing, size)
+            standing.state = OK
+            metrics.COSIGNED_SIZE.labels(witness.key.name).set(size)
 
     async def _submit(self, witness: KnownWitness, pool: httpcore2.AsyncConnectionPool, old: int) -> int:
-        """Size of the tree that it has cosigned now, or knew to be cosigned."""
+        """Size of the tree that it has cosigned now. Raises `_Inconsistent`, `_Refused`, `_Away`."""
         for _ in range(TRIES):
             found = await self._cosignatures.submission(old)
             if found is None:
@@ -156,10 +158,6 @@ class Cosigning:
                 )
             old = known
         raise _Refused("it knows another size each time that it is asked")
-
-    def _settle(self, standing: _Standing, size: int) -> None:
-        standing.state = OK
-        metrics.COSIGNED_SIZE.labels(standing.witness.key.name).set(size)
 
     def _fail(self, standing: _Standing, state: str, reason: str) -> None:
         metrics.COSIGNING_FAILURES.labels(state).inc()
