@@ -77,7 +77,7 @@ class _Reading:
             self._cosigned,
         )
         if newest is None:
-            raise ReceiptPending
+            raise ReceiptPending("nothing is in the log's tree yet")
         only = None
         if name is not None:
             only = await self._connection.fetchval("select id from pericarp.find_tenant($1)", name)

@@ -69,27 +69,29 @@ class Sequencer:
         """
         try:
             async with self._database.calls() as connection:
-                step = await self._step(connection)
-            if step.integrated:
-                self._head = None
-            return step
+                step, newest = await self._step(connection)
         except asyncpg.UniqueViolationError as exc:
             # Rows that were restored one by one queued themselves again; the first leaf of an entry stands.
-            if not (await self._database.call("select pericarp.forget_integrated()"))[0][0]:
+            forgotten = await self._database.call("select pericarp.forget_integrated($1)", STEP_LEAVES)
+            if not forgotten[0][0]:
                 raise LogBroken("a leaf or a checkpoint stands where the tree has none") from exc
             return Step()
+        self._seen = newest
+        if step.integrated:
+            self._head = None
+        return step
 
-    async def _step(self, connection: PoolConnectionProxy[Record]) -> Step:
+    async def _step(self, connection: PoolConnectionProxy[Record]) -> tuple[Step, Checkpoint]:
+        """What was done, and the newest tree that is known to be ours once that is durable."""
         row = await connection.fetchrow("select * from pericarp.begin_integration($1)", STEP_LEAVES)
         assert row is not None, "a function without a set gives one row"
         self._note_head(row["head"])
         if not row["locked"]:
-            return Step()
+            return Step(), self._seen
         newest, tiles = await self._check(connection, row["note"], row["leaves"])
         positions, envelopes = row["positions"], row["envelopes"]
         if not positions:
-            self._seen = newest
-            return Step(size=newest.size)
+            return Step(size=newest.size), newest
         for envelope in envelopes:
             _check_leaf(envelope)
         grown = merkle.grow(
@@ -108,8 +110,7 @@ class Sequencer:
             root,
             self._signer.sign(after),
         )
-        self._seen = newest  # what this step makes of it is not durable yet
-        return Step(len(positions), size)
+        return Step(len(positions), size), after
 
     async def _check(
         self, connection: PoolConnectionProxy[Record], note: str | None, leaves: int

@@ -196,8 +196,8 @@ class Export:
                 return self._entry(int(entry[1]), a2b_base64(entry[2], strict_mode=True), entry[4], entry[3])
             told: dict[str, Any] = json.loads(line)
             if "body64" in told:
-                read = (a2b_base64(told[name], strict_mode=True) for name in ("envelope", "body64"))
-                self._entry(told["index"], *read, told.get("row"))
+                envelope, body = (a2b_base64(told[name], strict_mode=True) for name in ("envelope", "body64"))
+                self._entry(told["index"], envelope, body, told.get("row"))
             elif "tile" in told:
                 self._tile(told["tile"][0], told["tile"][1], a2b_base64(told["hashes"], strict_mode=True))
             elif "checkpoint" in told:

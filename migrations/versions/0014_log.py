@@ -213,14 +213,15 @@ end $$
 
 # Of what was restored row by row, the queue may have leaves that are in the tree already.
 FORGET_INTEGRATED = f"""
-create function pericarp.forget_integrated() returns bigint
+create function pericarp.forget_integrated(p_most integer) returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_count bigint;
 begin
     delete from pericarp.audit_waiting w
-     where exists (select from pericarp.audit_leaf l
+     where w.position in (select q.position from pericarp.audit_waiting q order by q.position limit p_most)
+       and exists (select from pericarp.audit_leaf l
                     where l.tenant_id = {TENANT.format(of="w")} and l.id = {ID.format(of="w")});
     get diagnostics v_count = row_count;
     return v_count;
@@ -258,7 +259,7 @@ $$
 CALLED = (
     "begin_integration(integer)",
     "integrate(bigint, bigint[], integer[], bigint[], bytea[], bytea, text)",
-    "forget_integrated()",
+    "forget_integrated(integer)",
     "newest_checkpoint()",
     "read_tiles(integer[], bigint[])",
     "read_leaves(bigint, integer)",

@@ -98,7 +98,7 @@ def _read_path(path: str) -> tuple[int, int]:
         raise NotFound(NO_TILE)
     digits = match["number"].replace("x", "").replace("/", "")
     width = int(match["width"] or TILE_WIDTH)
-    if (len(digits) > 3 and digits.startswith("000")) or len(digits) > 18 or width > TILE_WIDTH:
+    if (len(digits) > 3 and digits.startswith("000")) or len(digits) > 15 or width > TILE_WIDTH:
         raise NotFound(NO_TILE)
     if match["width"] is not None and width == TILE_WIDTH:
         raise NotFound(NO_TILE)

@@ -12,10 +12,12 @@ import typer
 from service.cli.console import JsonFlag, TenantName, print_record, print_records, progress, tell
 from service.cli.opening import at_desk, installation
 from service.desk import Desk
-from service.installation import bring_up_to_date
+from service.installation import Installation, bring_up_to_date
 from tenants.audit import decode
+from tenants.database import Database
+from tenants.errors import LogBroken
 from tenants.log_export import export_log
-from tenants.sequencer import log_signer
+from tenants.sequencer import Sequencer, log_signer
 
 app = typer.Typer(help="The log of decisions.", no_args_is_help=True)
 COLUMNS = ["recorded_at", "operation", "decision", "code", "status", "document_count", "request_id"]
@@ -64,7 +66,10 @@ def export(
         bool, typer.Option("--cosigned", help="Up to the newest checkpoint that witnesses have cosigned.")
     ] = False,
 ) -> None:
-    """Write the log, in lines of JSON that tools/verify.py checks. Needs the database's owner, as `migrate` does."""
+    """Write the log, in lines of JSON that tools/verify.py checks. Needs the database's owner, as `migrate` does.
+
+    What waits for the tree is put into it first, for no service may be running.
+    """
 
     async def write(owner_url: str, out: IO[bytes]) -> None:
         with progress() as bar:
@@ -82,6 +87,7 @@ def export(
         if found.owner_url is None:
             raise typer.BadParameter("set PERICARP_OWNER_DATABASE_URL: only the owner reads all of the log")
         bring_up_to_date(found)
+        asyncio.run(_integrate(found))
         if str(file) == "-":
             asyncio.run(write(found.owner_url, sys.stdout.buffer))
             sys.stdout.buffer.flush()
@@ -90,7 +96,20 @@ def export(
             with file.open("xb") as out:
                 asyncio.run(write(found.owner_url, out))
         except FileExistsError:
-            raise typer.BadParameter(f"{file} is there already") from None
+            raise typer.BadParameter("FILE is there already") from None
         except BaseException:
             file.unlink(missing_ok=True)  # half an export is none
             raise
+
+
+async def _integrate(found: Installation) -> None:
+    database = Database(found.app_url, pool_size=1, call_pool_size=1)
+    await database.open()
+    try:
+        sequencer = Sequencer(database, log_signer(found.log_key))
+        while (await sequencer.step()).integrated:
+            pass
+    except LogBroken as exc:
+        typer.echo(f"LogBroken: {exc}. What is stored is exported as it is.", err=True)
+    finally:
+        await database.close()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from service.processes.parent import UNFORESEEN
+from service.processes.sandbox import missing
 
 if TYPE_CHECKING:
     from service.fleet.seats import Seat
@@ -28,10 +29,13 @@ class Diary:
         self._log.info(
             "A worker is ready.", action="worker_ready", pid=child.pid, stages_ms=child.hello.stages_ms
         )
-        broken = [measure.name for measure in child.hello.sandbox if not measure.held]
+        broken = missing(child.hello.sandbox)
         if broken:
             self._log.warning(
-                "A worker is less confined than it should be.", action="sandbox", missing=broken
+                "A worker is less confined than it should be.",
+                action="sandbox",
+                missing=list(broken),
+                reasons=broken,
             )
 
     def tell_not_started(self, reason: str) -> None:

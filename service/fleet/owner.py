@@ -24,15 +24,13 @@ from models.cuda_memory import CudaRuntime
 from models.lending import LentWeights, NotShareable, lend, open_gpu
 from models.tensors import DTYPES, native_dtype
 from service.fleet.messages import OWNING, Check, Checked
-from service.processes.parent import Parent, leave, name_process
+from service.processes.parent import BROKEN, Parent, leave, name_process
 from service.processes.sandbox import Confinement, confine
 from service.processes.wire import Hello
 
 OPEN_FILES = 1024
 CANNOT_LEND = 4
 """Exit status: the model cannot be read, or finds no room."""
-BROKEN = 5
-"""Exit status: the parent broke the protocol."""
 
 OpenGpu = Callable[[str], tuple[torch.device, CudaRuntime]]
 

@@ -21,10 +21,8 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 from models import (
@@ -50,15 +48,13 @@ from service.fleet.messages import (
     ScoreRequest,
     TooLong,
 )
-from service.processes.parent import UNFORESEEN, Parent, leave, name_process
+from service.processes.parent import BROKEN, Parent, leave, name_process, tell_unforeseen
 from service.processes.sandbox import Confinement, confine
 from service.processes.wire import Failure, Hello, WireError
 
 OPEN_FILES = 1024
 CANNOT_LOAD = 4
 """Exit status: the model cannot be loaded, or its warm-up gave no usable score."""
-BROKEN = 5
-"""Exit status: the parent broke the protocol, or scoring failed in unforeseen ways too often in a row."""
 INTERNAL_FAILURES = 3
 """Unforeseen failures in a row after which a worker gives up: a CUDA error, for one, never heals."""
 
@@ -189,7 +185,7 @@ class Desk:
             case ModelFailed():
                 return Failure(request.id, "model_failed", str(outcome))
             case _:
-                _tell(outcome)
+                tell_unforeseen(outcome)
                 return Failure(request.id, "internal")
 
 
@@ -206,13 +202,6 @@ def _warm_up(reranker: Reranker) -> None:
 
 def _is_sound(job: Job, scores: Scores) -> bool:
     return len(scores.margins) == len(job.candidates) and all(map(math.isfinite, scores.margins))
-
-
-def _tell(exc: Exception) -> None:
-    """What broke, and where, on stderr; never its message, which may repeat what a tenant sent."""
-    frames = traceback.extract_tb(exc.__traceback__)[-4:]
-    where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
-    print(f"{UNFORESEEN}{type(exc).__name__} at {where}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -1,7 +1,8 @@
 """The gateway's side of a child process: start it, know that it lives, ask it, end it.
 
 A child inherits three things only: one end of a socket pair, the environment that `Launch` spells out, and a
-pipe as stderr; a worker also the memory that holds the weights, or says where they are. It runs in a session of
+pipe as stderr; a worker also the memory that holds the weights, or says where they are, and a child that decodes images the
+memory that it writes pixels into. It runs in a session of
 its own, so that Ctrl-C in a terminal reaches the gateway alone. It counts as started when its `Hello` arrives.
 From then on silence for `silence_s` is death: it is killed and reported lost; so are an end of its socket and its
 exit, at once. A lost or stopped child is always reaped.
@@ -25,6 +26,7 @@ from service.processes.wire import Beat, Hello, Vocabulary, WireError
 STDERR_LINE_BYTES = 500
 STDERR_LINES = 40
 WATCHES_PER_SILENCE = 8
+FORBIDDEN_CALL = b"ended by the kernel: it made a system call that its filter does not allow"
 
 
 class ChildLost(Exception):
@@ -42,9 +44,9 @@ class Request(Protocol):
 class Launch:
     """How to start one kind of child.
 
-    `{fd}` and `{parent}` in `argv` become the number of the inherited socket and the gateway's pid. `environ`
-    is the child's whole environment. `told` gets each line of its stderr, cut short; it must not raise. `shared` is
-    a descriptor that the child inherits under the same number.
+    `{fd}`, `{parent}` and `{shared}` in `argv` become the number of the inherited socket, the gateway's pid, and
+    `shared`, a descriptor that the child inherits under the same number. `environ` is the child's whole environment.
+    `told` gets each line of its stderr, cut short, and a word of ours where the kernel ended it; it must not raise.
     """
 
     argv: tuple[str, ...]
@@ -200,6 +202,8 @@ class Child:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+        if status == -signal.SIGSYS:
+            self._hear(FORBIDDEN_CALL)
         self._lose(f"ended with {_status(status)}", kill=False)
 
     async def _forward(self) -> None:
@@ -255,7 +259,11 @@ async def start_child(launch: Launch) -> Child:
         except BaseException:
             ours.close()
             raise
-        numbers = {"{fd}": str(theirs.fileno()), "{parent}": str(os.getpid())}
+        numbers = {
+            "{fd}": str(theirs.fileno()),
+            "{parent}": str(os.getpid()),
+            "{shared}": str(launch.shared),
+        }
         try:
             process = await asyncio.create_subprocess_exec(
                 *(numbers.get(argument, argument) for argument in launch.argv),

@@ -10,25 +10,34 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 import threading
+import traceback
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 from service.processes.sandbox import PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
-from service.processes.wire import Beat, Vocabulary, WireError
+from service.processes.wire import Beat, Hello, Vocabulary, WireError
 
 BEAT_S = 1.0
 UNFORESEEN = "unforeseen: "
 """Begins a line on stderr that names an error by type and place, never by what was sent: it may be logged."""
 LOST_PARENT = 3
 """Exit status of a child whose parent went away."""
+BROKEN = 5
+"""Exit status of a child that failed in an unforeseen way, or whose parent broke the protocol."""
 
 
 class Parent:
-    """The connection to the parent. Make it first of all; safe to send from several threads."""
+    """The connection to the parent. Make it first of all; safe to send from several threads.
+
+    It beats from its `Hello` on at the latest: nobody counts a silence before.
+    """
 
     def __init__(self, fd: int, parent_pid: int, vocabulary: Vocabulary, *, keep: int | None = None) -> None:
-        """Take over the inherited socket `fd`; start to beat. Ctrl-C is the parent's to handle, not ours.
+        """Take over the inherited socket `fd`. Ctrl-C is the parent's to handle, not ours.
 
         Every other descriptor is closed, but for `keep`.
         """
@@ -44,8 +53,19 @@ class Parent:
         self._connection = socket.socket(fileno=fd)
         self._connection.setblocking(True)
         self._sending = threading.Lock()  # a beat must not land inside a reply
+        self._beats = False
         self.follow_to_death()
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's."""
+        return self._connection.fileno()
+
+    def beat(self) -> None:
+        """Start to beat, on the last thread that a locked child starts."""
+        if not self._beats:
+            self._beats = True
+            threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def follow_to_death(self) -> None:
         """Have the kernel kill this process when its parent dies. Call again after a change of user.
@@ -68,16 +88,37 @@ class Parent:
 
     def send(self, message: object) -> None:
         """Send one message whole. Ends the process where the parent is gone; raises what `encode` raises."""
+        if isinstance(message, Hello):
+            self.beat()
         try:
             with self._sending:
                 self._vocabulary.send(self._connection, message)
         except OSError:
             leave(LOST_PARENT)
 
+    def serve(self, answer: Callable[[object], object]) -> NoReturn:
+        """Answer one message after the other, for life. A failure of `answer` ends the process."""
+        while True:
+            try:
+                self.send(answer(self.receive()))  # not by a name: a child at rest keeps nobody's pixels
+            except Exception as exc:  # noqa: BLE001 - the interpreter's own end is more than a locked child may do
+                tell_unforeseen(exc)
+                leave(BROKEN)
+
     def _beat(self) -> None:
         pause = threading.Event()
         while not pause.wait(BEAT_S):
             self.send(Beat())
+
+
+def tell_unforeseen(exc: BaseException) -> None:
+    """What broke, and where, on stderr; never its message, which may repeat what a tenant sent. It reads no file."""
+    frames = [*traceback.walk_tb(exc.__traceback__)][-4:]
+    where = " < ".join(
+        f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
+        for frame, line in reversed(frames)
+    )
+    print(f"{UNFORESEEN}{type(exc).__name__} at {where}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def leave(status: int) -> NoReturn:

@@ -2,7 +2,7 @@
 
 First layer: resource limits, no new privileges, no core dump and no tracing, and, where the child is root,
 an unprivileged user of its own. A child confines itself once, after it has read what it needs (a model's
-files may belong to root). System calls and files are not filtered here yet.
+files may belong to root). What children give up beyond that who read what strangers sent is in `lock.py`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def confine(confinement: Confinement) -> tuple[Measure, ...]:
     A dropped user clears the parent-death signal (prctl(2)): arm it again afterwards.
     """
     measures = [
-        _limit("core", resource.RLIMIT_CORE, 0),
-        _limit("open_files", resource.RLIMIT_NOFILE, confinement.open_files),
+        limit("core", resource.RLIMIT_CORE, 0),
+        limit("open_files", resource.RLIMIT_NOFILE, confinement.open_files),
     ]
     if confinement.address_space_bytes is not None:
-        measures.append(_limit("address_space", resource.RLIMIT_AS, confinement.address_space_bytes))
+        measures.append(limit("address_space", resource.RLIMIT_AS, confinement.address_space_bytes))
     if confinement.cpu_s is not None:
-        measures.append(_limit("cpu", resource.RLIMIT_CPU, confinement.cpu_s))
+        measures.append(limit("cpu", resource.RLIMIT_CPU, confinement.cpu_s))
     if confinement.uid is not None:
         measures.append(_drop(confinement.uid))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -58,6 +58,11 @@ def confine(confinement: Confinement) -> tuple[Measure, ...]:
     prctl(PR_SET_DUMPABLE, 0)  # after the drop, which may set it again
     measures.append(Measure("not_dumpable", prctl(PR_GET_DUMPABLE) == 0))
     return tuple(measures)
+
+
+def missing(measures: tuple[Measure, ...]) -> dict[str, str]:
+    """The measures that do not hold, by name, and what each says of it."""
+    return {measure.name: measure.detail for measure in measures if not measure.held}
 
 
 def prctl(option: int, value: int = 0) -> int:
@@ -68,7 +73,8 @@ def prctl(option: int, value: int = 0) -> int:
     return int(ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), zero, zero, zero))
 
 
-def _limit(name: str, kind: int, value: int) -> Measure:
+def limit(name: str, kind: int, value: int) -> Measure:
+    """Lower a resource limit (getrlimit(2)) to `value`, soft and hard."""
     try:
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)

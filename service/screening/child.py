@@ -1,8 +1,8 @@
 """The process that touches untrusted bytes: a file in, pixels and findings out. Started by `pool.py` as `python -m`.
 
-It reads everything it will ever need (networks too), decodes one picture of each format, then locks itself in: another user
-where it was root, no new privileges, bounded memory, and no new file descriptor of any kind, so neither a
-file nor a socket. Time is the gateway's to limit, by killing. It never logs what it was sent.
+It reads everything it will ever need (networks too), decodes one picture of each format, then locks itself in
+(`processes/lock.py`), and decodes and looks once more: what the lock does not allow must not first be found out with
+somebody's image. Time is the gateway's to limit, by killing. It never logs what it was sent.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import os
 import resource
 import sys
 from dataclasses import replace
+from functools import partial
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models import Pixels
 from service.errors import ImageRejected
+from service.processes.lock import lock_in
 from service.processes.parent import Parent, name_process
-from service.processes.sandbox import Confinement, Measure, confine
+from service.processes.shared_memory import open_region
 from service.processes.wire import Detector, Failure, Hello
 from service.screening import FORMATS, ImageLimits
 from service.screening.encode import encode, reencode
@@ -33,7 +36,7 @@ from service.screening.messages import (
     vocabulary,
 )
 from service.screening.pixels import DecoderRefused, clean_image, decode, prepare
-from service.screening.signals import IMAGE_DETECTORS, Findings, Looks
+from service.screening.signals import IMAGE_DETECTORS, Findings, ImageText, Looks
 from service.screening.structure import walk
 
 if TYPE_CHECKING:
@@ -59,37 +62,43 @@ WARM_UPS = (
 BLIND = tuple(Detector(name, active=False) for name in IMAGE_DETECTORS)
 """What a child without equipment looks with."""
 
+WARM_UP_PIXELS = Pixels(28, 28, bytes(28 * 28 * 3))
+
 WARM_UP_LIMITS = ImageLimits(bytes=4096, pixels=4096, side=64, aspect=1, frames=1)
 
 
 def main(arguments: list[str]) -> None:
-    """`fd parent_pid`, the five limits in the order of `ImageLimits`, and the equipment where there is any."""
-    fd, parent_pid, *numbers = (int(argument) for argument in arguments[:7])
+    """`fd parent_pid region`, the five limits in the order of `ImageLimits`, and the equipment where there is any."""
+    fd, parent_pid, shared, *numbers = (int(argument) for argument in arguments[:8])
     limits = ImageLimits(*numbers)
-    parent = Parent(fd, parent_pid, vocabulary(limits))
+    parent = Parent(fd, parent_pid, vocabulary(limits), keep=shared)
     name_process("screener")
+    region = open_region(shared)
+    eyes = _equip(arguments[8]) if len(arguments) > 8 else None
     _warm_up()
-    eyes = _equip(arguments[7]) if len(arguments) > 7 else None
+    measures = lock_in(parent, uid=SCREENER_UID, address_space_bytes=_address_space_bytes())
+    _warm_up()
+    if eyes is not None:
+        eyes.look(WARM_UP_PIXELS, Looks(risk=True, text=ImageText.STRICT))
     prepare(limits)
-    measures = _lock()
-    parent.follow_to_death()
     gc.freeze()
     parent.send(Hello(pid=os.getpid(), sandbox=measures, detectors=eyes.detectors if eyes else BLIND))
-    while True:
-        parent.send(answer(parent.receive(), limits, eyes))
+    parent.serve(partial(answer, limits=limits, region=region, eyes=eyes))
 
 
 def answer(
-    message: object, limits: ImageLimits, eyes: Eyes | None = None
+    message: object, limits: ImageLimits, region: mmap, eyes: Eyes | None = None
 ) -> CleanReply | EncodeReply | Rejected | Failure:
-    """What to say to one message. Whatever goes wrong with an image is a `Rejected`."""
+    """What to say to one message; pixels go into `region`. Whatever goes wrong with an image is a `Rejected`."""
     if not isinstance(message, CleanRequest | EncodeRequest):
         return Failure(getattr(message, "id", 0), "not_asked")
     if isinstance(message, EncodeRequest) and message.format not in ("", *FORMATS):
         return Failure(message.id, "not_asked")
     try:
         return (
-            _clean(message, limits, eyes) if isinstance(message, CleanRequest) else _encode(message, limits)
+            _clean(message, limits, region, eyes)
+            if isinstance(message, CleanRequest)
+            else _encode(message, limits)
         )
     except ImageRejected as exc:
         limit = exc.limit if isinstance(exc.limit, int) else None
@@ -102,12 +111,15 @@ def answer(
         )
 
 
-def _clean(message: CleanRequest, limits: ImageLimits, eyes: Eyes | None) -> CleanReply:
+def _clean(message: CleanRequest, limits: ImageLimits, region: mmap, eyes: Eyes | None) -> CleanReply:
     cleaned = clean_image(message.image, limits)
-    findings, text = _look(cleaned.pixels, message.looks, eyes)
+    pixels = cleaned.pixels
+    findings, text = _look(pixels, message.looks, eyes)
+    region[: len(pixels.data)] = pixels.data
     return CleanReply(
         message.id,
-        cleaned.pixels,
+        pixels.width,
+        pixels.height,
         cleaned.width,
         cleaned.height,
         cleaned.format,
@@ -156,16 +168,6 @@ def _warm_up() -> None:
         structure = walk(base64.b64decode(encoded), WARM_UP_LIMITS)
         pixels = decode(replace(structure, orientation=6), sizes=((28, 28),))
         encode(pixels, structure.format, WARM_UP_LIMITS)
-
-
-def _lock() -> tuple[Measure, ...]:
-    """Give up what decoding does not need, for good."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    no_writes = Measure("file_size", resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0), "0")
-    return (
-        no_writes,
-        *confine(Confinement(uid=SCREENER_UID, open_files=0, address_space_bytes=_address_space_bytes())),
-    )
 
 
 def _address_space_bytes() -> int:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
-from models import Pixels
 from service.processes.wire import COMMON, Limits, Vocabulary
 from service.screening import ImageLimits
 from service.screening.resize import MAX_CLEAN_PIXELS
 from service.screening.signals import Findings, Looks
 
 SPARE_BYTES = 64 * 1024
+REGION_BYTES = MAX_CLEAN_PIXELS * 3
 MAX_TEXT_CHARACTERS = 4_000
 
 
@@ -49,10 +49,14 @@ class CleanRequest:
 
 @dataclass(frozen=True, slots=True)
 class CleanReply:
-    """The image as pixels; `width` and `height` are the original's, upright."""
+    """The image as pixels, which stand in the child's region (`processes/shared_memory.py`): RGB, `columns` × `rows` × 3 bytes.
+
+    `width` and `height` are the original's, upright.
+    """
 
     id: int
-    pixels: Pixels
+    columns: int
+    rows: int
     width: int
     height: int
     format: str
@@ -85,7 +89,10 @@ class EncodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodeReply:
-    """The new file, no larger than an image may be; the rest as in `CleanReply`."""
+    """The new file, no larger than an image may be; the rest as in `CleanReply`.
+
+    It crosses on the wire: the region holds a clean image, and a file may be five times as large.
+    """
 
     id: int
     image: bytes
@@ -97,8 +104,7 @@ class EncodeReply:
 
 
 def vocabulary(limits: ImageLimits) -> Vocabulary:
-    """Both sides' messages; no frame larger than the largest image, encoded or clean."""
-    largest = max(limits.bytes, MAX_CLEAN_PIXELS * 3) + SPARE_BYTES
+    """Both sides' messages; no frame larger than the largest encoded image."""
     return Vocabulary(
         *COMMON,
         CleanRequest,
@@ -106,5 +112,5 @@ def vocabulary(limits: ImageLimits) -> Vocabulary:
         Rejected,
         EncodeRequest,
         EncodeReply,
-        limits=Limits(envelope_bytes=SPARE_BYTES, frame_bytes=largest),
+        limits=Limits(envelope_bytes=SPARE_BYTES, frame_bytes=limits.bytes + SPARE_BYTES),
     )

@@ -6,12 +6,16 @@
 Only the packages' files are used: none of their code is imported. A file is read once, its SHA-256 must be the one that is
 pinned here, and those very bytes are loaded. Each session has one thread that never spins: children, not threads, make use
 of several cores. Several views go through a network in one run.
+
+onnxruntime's wheels for Linux tell their maker about their use, unless `ORT_DISABLE_TELEMETRY` is set when they are
+imported (`Privacy.md` in the wheel). It is set here, for every process that looks at an image.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +24,13 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from PIL import Image
 from PIL.Image import Resampling
 
 from service.screening.skin import RGB
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime
 
 SIDE = 224
 """Both networks see 224 × 224 pixels."""

@@ -12,12 +12,13 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from functools import partial
 from typing import Any, TypeVar
 
+from models import Pixels
 from service.errors import ImageRejected, ScreeningLost
-from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
+from service.processes.children import Child, ChildLost, Launch, bare_environ
 from service.processes.sandbox import Measure
 from service.processes.wire import Detector
 from service.screening import (
@@ -43,6 +44,7 @@ from service.screening.messages import (
 )
 from service.screening.resize import MAX_CLEAN_PIXELS
 from service.screening.signals import RISK_DETECTORS, Findings, ImageText, Looks
+from service.screening.slot import Slot
 
 RECYCLE_IMAGES = 512
 LARGE_BYTES, KEPT_BYTES = 8 * 1024 * 1024, 64 * 1024 * 1024
@@ -55,21 +57,10 @@ NO_LOOKS = Looks()
 SIGNATURES: dict[ImageFormat, bytes] = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
 
 Result = TypeVar("Result")
-Trust = Callable[[Child, object], Result | None]
+
+
+Trust = Callable[[Slot, object], Result | None]
 """A child's reply as the gateway believes it, or nothing."""
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """A place for one child. Whoever took it from the idle queue uses it alone."""
-
-    child: Child | None = None
-    images: int = 0
-    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def alive(self) -> bool:
-        return self.child is not None and self.child.alive
 
 
 class Screen:
@@ -97,6 +88,7 @@ class Screen:
                 "service.screening.child",
                 "{fd}",
                 "{parent}",
+                "{shared}",
                 *(str(number) for number in astuple(limits)),
                 *([equipment.to_argument()] if equipment is not None else []),
             ),
@@ -105,6 +97,7 @@ class Screen:
             # images take is kept for the next one, for fresh pages cost as much as decoding; large ones give it back.
             environ=bare_environ(
                 MALLOC_ARENA_MAX="1",
+                OPENBLAS_NUM_THREADS="1",
                 MALLOC_MMAP_THRESHOLD_=str(LARGE_BYTES),
                 MALLOC_TRIM_THRESHOLD_=str(KEPT_BYTES),
             ),
@@ -113,8 +106,8 @@ class Screen:
             silence_s=2 * timeout_s + 10.0,
             told=told,
         )
-        self._slots = [_Slot() for _ in range(children)]
-        self._idle: asyncio.Queue[_Slot] = asyncio.Queue()
+        self._slots = [Slot() for _ in range(children)]
+        self._idle: asyncio.Queue[Slot] = asyncio.Queue()
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._open = False
@@ -142,8 +135,8 @@ class Screen:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(slot.child.stop() for slot in self._slots if slot.child is not None))
-        self._idle.put_nowait(_Slot())  # wakes whoever waits for a slot
+        await asyncio.gather(*(slot.stop() for slot in self._slots))
+        self._idle.put_nowait(Slot())  # wakes whoever waits for a slot
 
     @property
     def detectors(self) -> tuple[Detector, ...]:
@@ -234,7 +227,7 @@ class Screen:
             raise
 
     async def _in_slot(
-        self, slot: _Slot, request: CleanRequest | EncodeRequest, trust: Trust[Result]
+        self, slot: Slot, request: CleanRequest | EncodeRequest, trust: Trust[Result]
     ) -> Result:
         """One image in one slot, which is then handed back, with a fresh child where the old one is spent."""
         try:
@@ -246,7 +239,7 @@ class Screen:
             elif self._open:
                 self._spawn(self._replace(slot))
 
-    async def _ask(self, slot: _Slot, request: CleanRequest | EncodeRequest, trust: Trust[Result]) -> Result:
+    async def _ask(self, slot: Slot, request: CleanRequest | EncodeRequest, trust: Trust[Result]) -> Result:
         try:
             child = await self._child_of(slot)
         except ChildLost as exc:
@@ -268,23 +261,28 @@ class Screen:
             if reply.spent:
                 child.kill("its decoder choked on an image")
             raise reject(reply.reason, reply.detail[:DETAIL_CHARACTERS], reply.limit)
-        trusted = trust(child, reply)
+        trusted = trust(slot, reply)
         if trusted is None:  # a child that says what it should not is not asked again
             child.kill("gave a reply that makes no sense")
             raise _crashed()
         return trusted
 
-    def _trust_pixels(self, child: Child, reply: object, looks: Looks) -> Cleaned | None:
+    def _trust_pixels(self, slot: Slot, reply: object, looks: Looks) -> Cleaned | None:
         if not (
-            isinstance(reply, CleanReply)
-            and reply.pixels.width * reply.pixels.height <= MAX_CLEAN_PIXELS
+            slot.child is not None
+            and slot.region is not None
+            and isinstance(reply, CleanReply)
+            and reply.columns >= 1
+            and reply.rows >= 1
+            and reply.columns * reply.rows <= MAX_CLEAN_PIXELS
             and self._may_describe(reply)
-            and _may_stand(reply.findings, child.hello.detectors, looks)
+            and _may_stand(reply.findings, slot.child.hello.detectors, looks)
             and sum(map(len, reply.text)) <= (MAX_TEXT_CHARACTERS if looks.text is not ImageText.OFF else 0)
         ):
             return None
+        pixels = slot.region.take(reply.columns * reply.rows * 3)
         return Cleaned(
-            reply.pixels,
+            Pixels(reply.columns, reply.rows, pixels),
             reply.width,
             reply.height,
             _format(reply.format),
@@ -294,7 +292,7 @@ class Screen:
             reply.text,
         )
 
-    def _trust_file(self, _child: Child, reply: object, form: ImageFormat | None) -> Reencoded | None:
+    def _trust_file(self, _slot: Slot, reply: object, form: ImageFormat | None) -> Reencoded | None:
         if not (
             isinstance(reply, EncodeReply)
             and self._may_describe(reply)
@@ -322,33 +320,30 @@ class Screen:
             and set(reply.metadata) <= set(METADATA)
         )
 
-    async def _child_of(self, slot: _Slot) -> Child:
+    async def _child_of(self, slot: Slot) -> Child:
         """The slot's child, started anew where there is none alive. Raises ChildLost."""
         async with slot.starting:
             if slot.child is not None and slot.child.alive:
                 return slot.child
-            if slot.child is not None:
-                await slot.child.stop()
-            slot.child = await start_child(self._launch)
-            slot.images = 0
-            slot.child.lost.add_done_callback(lambda _: self._notice_loss(slot))
-            return slot.child
+            child = await slot.start(self._launch)
+            child.lost.add_done_callback(lambda _: self._notice_loss(slot))
+            return child
 
-    def _notice_loss(self, slot: _Slot) -> None:
+    def _notice_loss(self, slot: Slot) -> None:
         """A child that dies idle is replaced before anybody needs it."""
         if self._open:
             self._spawn(self._heal(slot))
 
-    async def _replace(self, slot: _Slot) -> None:
+    async def _replace(self, slot: Slot) -> None:
         """A fresh child for a slot that is in nobody's hands; then it is idle again, even if that failed."""
         try:
-            if slot.child is not None:
-                await slot.child.stop()
+            async with slot.starting:
+                await slot.stop()
             await self._heal(slot)
         finally:
             self._idle.put_nowait(slot)
 
-    async def _heal(self, slot: _Slot) -> None:
+    async def _heal(self, slot: Slot) -> None:
         """Start a child where one was lost. One that does not start is tried again with the next image."""
         try:
             await self._child_of(slot)

@@ -16,6 +16,7 @@ from service.errors import ScreeningLost
 from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
 from service.processes.sandbox import Measure
 from service.processes.wire import Detector
+from service.screening.diary import Diary
 from service.screening.reading import MOST_CHARACTERS, VOCABULARY, OwnList, ReadReply, ReadRequest
 from service.screening.signals import Findings
 
@@ -32,11 +33,12 @@ class Readers:
         self._launch = Launch(
             argv=(sys.executable, "-m", "service.screening.reading", "{fd}", "{parent}"),
             vocabulary=VOCABULARY,
-            environ=bare_environ(MALLOC_ARENA_MAX="1"),
+            environ=bare_environ(MALLOC_ARENA_MAX="1", OPENBLAS_NUM_THREADS="1"),
             start_s=START_S,
             silence_s=2 * timeout_s + 10.0,
             told=told,
         )
+        self._diary = Diary("texts")
         self._child: Child | None = None
         self._turn = asyncio.Lock()
         self._ids = itertools.count(1)
@@ -118,6 +120,7 @@ class Readers:
             self._child = await start_child(self._launch)
         except ChildLost as exc:
             raise ScreeningLost("The text screening does not start.") from exc
+        self._diary.tell_confinement(self._child)
         self._child.lost.add_done_callback(lambda _: self._notice_loss())
         return self._child
 

@@ -1,8 +1,8 @@
 """The process that reads untrusted texts: strings in, findings out. Started by `readers.py` as `python -m`.
 
 A process of its own, so that a text never waits behind an image that takes long to decode. It loads every list and
-table that it will ever need, reads one text, then locks itself in as a child that decodes images does: another user
-where it was root, no new privileges, bounded memory, no new file descriptor. It never logs what it was sent.
+table that it will ever need, reads one text, locks itself in as a child that decodes images does, and reads once more.
+It never logs what it was sent.
 
 A tenant's own lists travel with the request. The readers made of them are kept, a few, by the lists themselves: two
 tenants with the same lists share a reader, which keeps nothing of any text.
@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+from service.processes.lock import lock_in
 from service.processes.parent import Parent, name_process
-from service.processes.sandbox import Confinement, Measure, confine
 from service.processes.wire import COMMON, Detector, Failure, Hello, Limits, Vocabulary
 from service.screening.signals import Findings
 from service.screening.text import DETECTORS, Lexicon, Reader
@@ -78,12 +78,11 @@ def main(arguments: list[str]) -> None:
     name_process("reader")
     lexicon = Lexicon.load()
     shelf = Shelf(lexicon)
-    measures = _lock()
-    parent.follow_to_death()
+    measures = lock_in(parent, uid=READER_UID, address_space_bytes=ADDRESS_SPACE_BYTES)
+    shelf.reader(()).warm_up()
     gc.freeze()
     parent.send(Hello(pid=os.getpid(), sandbox=measures, detectors=describe(lexicon)))
-    while True:
-        parent.send(answer(parent.receive(), shelf))
+    parent.serve(partial(answer, shelf=shelf))
 
 
 class Shelf:
@@ -142,14 +141,6 @@ def describe(lexicon: Lexicon) -> tuple[Detector, ...]:
     """What is read with, and the version of each."""
     versions: Mapping[str, str] = {"lexicon": lexicon.digest[:16]}
     return tuple(Detector(name, active=True, version=versions.get(name, "1")) for name in DETECTORS)
-
-
-def _lock() -> tuple[Measure, ...]:
-    """Give up what reading does not need, for good."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    no_writes = Measure("file_size", resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0), "0")
-    confinement = Confinement(uid=READER_UID, open_files=0, address_space_bytes=ADDRESS_SPACE_BYTES)
-    return (no_writes, *confine(confinement))
 
 
 if __name__ == "__main__":

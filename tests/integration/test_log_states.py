@@ -243,7 +243,7 @@ def machine(
 
 
 def test_a_log_is_accepted_exactly_where_its_history_is_honest(machine: type[Log]) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=40,

@@ -183,9 +183,9 @@ async def test_findings_that_make_no_sense_are_not_believed(findings: Findings) 
     screen = Screen(limits=LIMITS, children=1, timeout_s=10.0)
     await screen.start()
     try:
-        child = only_child(screen)
-        (cleaned,) = await screen.clean([RISKY])
-        reply = CleanReply(1, cleaned.pixels, 256, 256, "png", (), 0, findings)
-        assert screen._trust_pixels(child, reply, Looks(risk=True)) is None
+        (slot,) = screen._slots
+        await screen.clean([RISKY])
+        reply = CleanReply(1, 256, 256, 256, 256, "png", (), 0, findings)
+        assert screen._trust_pixels(slot, reply, Looks(risk=True)) is None
     finally:
         await screen.close()

@@ -225,7 +225,15 @@ def test_the_platforms_auditor_builds_every_proof_from_tiles(
         assert last in {str(Envelope.parse(leaf).id) for leaf in leaves}
         for path in (
             *("0/000", "0/001", "1/000", "64/000", "00/000", "0/000.p/0", "0/000.p/256", "0/0", "0/x000/000"),
-            *("entries/000", "entries/001", "entries/000.p/255", "x/000", "0/000.p/01", "-1/000"),
+            *(
+                "entries/000",
+                "entries/001",
+                "entries/000.p/255",
+                "x/000",
+                "entries/x999/x999/x999/x999/x999/999",
+                "0/000.p/01",
+                "-1/000",
+            ),
         ):
             assert client.get(f"/audit/v1/tile/{path}").status_code == 404, path
 

@@ -14,11 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models import Pixels
 from service.errors import ImageRejected, ScreeningLost
 from service.processes.children import Child
 from service.screening import REASONS, Cleaned, ImageFormat, ImageLimits
-from service.screening.messages import CleanReply, CleanRequest, EncodeReply, vocabulary
+from service.screening.messages import REGION_BYTES, CleanReply, CleanRequest, EncodeReply, vocabulary
 from service.screening.pool import Screen
+from service.screening.resize import MAX_CLEAN_PIXELS
+from service.screening.signals import Looks
 from tests.assets import images
 from tests.corpus import odd_files
 
@@ -108,9 +111,9 @@ async def test_the_largest_images_can_be_written_again(screen: Screen, form: Ima
 
 
 async def test_a_child_that_writes_what_was_not_asked_for_is_not_believed(screen: Screen) -> None:
-    (child, _) = children(screen)
+    (slot, _) = screen._slots
     png = EncodeReply(1, PNG, "png", 64, 40, (), 0)
-    assert screen._trust_file(child, png, None) is not None
+    assert screen._trust_file(slot, png, None) is not None
     for lie, form in (
         (png, "jpeg"),
         (replace(png, image=b"<html>"), None),
@@ -120,7 +123,19 @@ async def test_a_child_that_writes_what_was_not_asked_for_is_not_believed(screen
         (replace(png, image=PNG + bytes(LIMITS.bytes)), None),
         (CleanRequest(1, PNG), None),
     ):
-        assert screen._trust_file(child, lie, form) is None  # type: ignore[arg-type]
+        assert screen._trust_file(slot, lie, form) is None  # type: ignore[arg-type]
+
+
+async def test_a_child_that_says_it_left_more_pixels_than_there_may_be_is_not_believed(
+    screen: Screen,
+) -> None:
+    (slot, _) = screen._slots
+    reply = CleanReply(1, 64, 40, 64, 40, "png", (), 0)
+    left = screen._trust_pixels(slot, reply, Looks())
+    assert left is not None and left.pixels == Pixels(64, 40, bytes(64 * 40 * 3))
+    for columns, rows in ((0, 40), (64, 0), (-64, -40), (MAX_CLEAN_PIXELS + 1, 1), (2**31, 2**31)):
+        lie = replace(reply, columns=columns, rows=rows)
+        assert screen._trust_pixels(slot, lie, Looks()) is None
 
 
 @pytest.mark.parametrize(
@@ -132,13 +147,17 @@ async def test_a_child_that_writes_what_was_not_asked_for_is_not_believed(screen
     ],
 )
 async def test_nothing_but_pixels_leaves_the_child(screen: Screen, secretive: bytes, plain: bytes) -> None:
-    reply = await children(screen)[0].ask(CleanRequest(10**9, secretive))
+    (slot, _) = screen._slots
+    assert slot.child is not None and slot.region is not None
+    reply = await slot.child.ask(CleanRequest(10**9, secretive))
     assert isinstance(reply, CleanReply)
     frame = b"".join(vocabulary(LIMITS).encode(reply))
-    assert [secret for secret in images.SECRETS.values() if secret in frame] == []
-    assert len(frame) < len(reply.pixels.data) + 300
+    pixels = slot.region.take(REGION_BYTES)
+    assert [secret for secret in images.SECRETS.values() if secret in frame + pixels] == []
+    assert len(frame) < 300
     (cleaned,) = await screen.clean([plain])
-    assert cleaned.pixels == reply.pixels
+    assert (cleaned.pixels.width, cleaned.pixels.height) == (reply.columns, reply.rows)
+    assert pixels == cleaned.pixels.data.ljust(REGION_BYTES, b"\0")
 
 
 async def test_the_same_bytes_are_decoded_once(screen: Screen) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -118,3 +120,23 @@ def test_what_is_no_number_is_a_failure() -> None:
 
     with pytest.raises(NetFailed):
         nets.run("broken", Broken(), [], {})
+
+
+def test_onnxruntime_tells_its_maker_nothing(tmp_path: Path) -> None:
+    """Its telemetry keeps a database in the home, and a thread that uploads what is in it."""
+    code = """
+import os
+from service.screening.nets import OpenNsfw
+OpenNsfw()
+print(len(os.listdir("/proc/self/task")))
+"""
+    environ = {
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    told = subprocess.run(
+        [sys.executable, "-B", "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "1\n"
+    assert os.listdir(tmp_path) == []

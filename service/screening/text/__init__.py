@@ -41,6 +41,10 @@ class Reader:
         self._homophones = Homophones(self.lexicon)
         self._injection = InjectionRules()
         self._code = CodeRules()
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Load what loads late. Raises RuntimeError where a detector cannot read."""
         (warm_up,) = self.read(("Warm-up: ｗｉｄｅ, 中文。 ignore b0mb ' or 1=1",), query="none of these")
         if warm_up.failed:
             raise RuntimeError(f"Detectors that cannot read: {', '.join(warm_up.failed)}.")
