@@ -2,7 +2,7 @@
 
 Revision 0018, after 0014. Gateways send the newest checkpoint to the witnesses (`service.cosigning`) and keep their
 cosignatures here, beside the checkpoints. The first to claim a witness asks it, so of any number of gateways one does at a
-time; a claim is over by itself, so a gateway that dies keeps nobody waiting. Clocks that jump lengthen no claim.
+time; a claim is over by itself, so a gateway that dies keeps nobody waiting. A clock that jumps doubles its time at most.
 """
 
 from __future__ import annotations

@@ -241,6 +241,31 @@ async def test_a_witness_that_says_anything_but_its_cosignature_is_told_and_no_r
     assert await plain.fetchval(stored, liar.known.key.text) == 1
 
 
+async def test_a_witness_that_never_answers_keeps_no_other_waiting(
+    liar: Liar, monkeypatch: pytest.MonkeyPatch, cosignatures: Cosignatures, grown: Log
+) -> None:
+    monkeypatch.setattr("service.cosigning.ANSWER_S", 0.5)
+    silent, over = Cosigner("silent.example", secrets.token_bytes(32)), threading.Event()
+
+    def answer(body: str) -> Answer | bytes:
+        if first.is_set():
+            return Answer(200, of(liar, body))
+        first.set()
+        over.wait(60)
+        return b""
+
+    first = threading.Event()
+    liar.lie = answer
+    try:
+        async with asking(cosignatures, KnownWitness(liar.known.url, silent.key)) as waiting:
+            await until(first.is_set)
+            async with asking(cosignatures, liar.known) as cosigning:
+                await until(lambda: cosigning.standing["witness.example"] == "ok")
+            await until(lambda: waiting.standing["silent.example"] in ("away", "refused"))
+    finally:
+        over.set()
+
+
 async def test_receipts_and_auditors_get_what_most_witnesses_have_cosigned(
     liar: Liar, tmp_path: Path, cosignatures: Cosignatures, grown: Log, database: Database, signer: Signer
 ) -> None:
