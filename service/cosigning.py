@@ -161,14 +161,15 @@ class Cosigning:
 
     def _fail(self, standing: _Standing, state: str, reason: str) -> None:
         metrics.COSIGNING_FAILURES.labels(state).inc()
-        tell = log.critical if state == INCONSISTENT else log.warning
-        tell(
-            "a witness does not cosign",
-            action="cosigning_refused" if state != AWAY else "cosigning_failed",
-            witness=standing.witness.key.name,
-            state=state,
-            reason=reason,
-        )
+        if state != standing.state or state == INCONSISTENT:  # one line for all the time that it is away
+            tell = log.critical if state == INCONSISTENT else log.warning
+            tell(
+                "a witness does not cosign",
+                action="cosigning_refused" if state != AWAY else "cosigning_failed",
+                witness=standing.witness.key.name,
+                state=state,
+                reason=reason,
+            )
         standing.state = state
 
 
