@@ -38,7 +38,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -228,14 +228,17 @@ def aims_of(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def own_service() -> Iterator[Target]:
-    """A service in a folder of its own, with one tenant and one key; nothing of it is left behind."""
+def own_service(*program: str, settings: Mapping[str, str] | None = None) -> Iterator[Target]:
+    """A service in a folder of its own, with one tenant and one key; nothing of it is left behind.
+
+    `program`: what Python runs to serve, `-m service` unless it is said. `settings`: other than the defaults.
+    """
     home = Path(tempfile.mkdtemp(prefix="pericarp-bench-"))
     home.chmod(0o711)  # where we are root, Postgres runs as another user, who must get through
     foreign = {"PERICARP_DATABASE_URL", "PERICARP_OWNER_DATABASE_URL"}
     environ = {name: value for name, value in os.environ.items() if name not in foreign}
     environ |= {"PERICARP_HOME": str(home), "PERICARP_HOST": "127.0.0.1", "PERICARP_PORT": "0"}
-    environ |= {"PERICARP_LOG_LEVEL": "warning"}
+    environ |= {"PERICARP_LOG_LEVEL": "warning", **(settings or {})}
 
     def command(*words: str) -> str:
         done = subprocess.run(
@@ -253,7 +256,7 @@ def own_service() -> Iterator[Target]:
     try:
         with console.status("starting a service"):
             process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve"],
+                [sys.executable, *(program or ("-m", "service")), "serve"],
                 cwd=ROOT,
                 env=environ,
                 stdout=subprocess.PIPE,

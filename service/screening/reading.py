@@ -14,7 +14,6 @@ import gc
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,7 +21,8 @@ from service.processes.lock import lock_in
 from service.processes.parent import Parent, name_process
 from service.processes.wire import COMMON, Detector, Failure, Hello, Limits, Vocabulary
 from service.screening.signals import Findings
-from service.screening.text import DETECTORS, Lexicon, Reader
+from service.screening.text import DETECTORS, Reader
+from service.screening.text.classifier import DIGEST
 from service.screening.text.folding import fold
 from service.screening.text.terms import Level, Term, TermList
 from tenants.risk import Category
@@ -76,21 +76,22 @@ def main(arguments: list[str]) -> None:
     fd, parent_pid = (int(argument) for argument in arguments)
     parent = Parent(fd, parent_pid, VOCABULARY)
     name_process("reader")
-    lexicon = Lexicon.load()
-    shelf = Shelf(lexicon)
+    reader = Reader()
+    for name in reader.missing:
+        sys.stderr.write(f"the text detector {name} has no weights, or not those that are pinned\n")
+    shelf = Shelf(reader)
     measures = lock_in(parent, uid=READER_UID, address_space_bytes=ADDRESS_SPACE_BYTES)
-    shelf.reader(()).warm_up()
+    reader.warm_up()
     gc.freeze()
-    parent.send(Hello(pid=os.getpid(), sandbox=measures, detectors=describe(lexicon)))
+    parent.send(Hello(pid=os.getpid(), sandbox=measures, detectors=describe(reader)))
     parent.serve(partial(answer, shelf=shelf))
 
 
 class Shelf:
     """The reader of the lists that come with the service, and those of tenants with lists of their own."""
 
-    def __init__(self, lexicon: Lexicon) -> None:
-        self._lexicon = lexicon
-        self._reader = Reader(lexicon)
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
         self._kept: OrderedDict[tuple[OwnList, ...], Reader] = OrderedDict()
 
     def reader(self, lists: tuple[OwnList, ...]) -> Reader:
@@ -99,7 +100,9 @@ class Shelf:
             return self._reader
         kept = self._kept.get(lists)
         if kept is None:
-            kept = Reader(self._lexicon.with_lists([term_list(each) for each in lists]))
+            kept = self._reader.with_lexicon(
+                self._reader.lexicon.with_lists([term_list(each) for each in lists])
+            )
             self._kept[lists] = kept
             while len(self._kept) > READERS_KEPT:
                 self._kept.popitem(last=False)
@@ -137,10 +140,13 @@ def term_list(own: OwnList) -> TermList:
     )
 
 
-def describe(lexicon: Lexicon) -> tuple[Detector, ...]:
-    """What is read with, and the version of each."""
-    versions: Mapping[str, str] = {"lexicon": lexicon.digest[:16]}
-    return tuple(Detector(name, active=True, version=versions.get(name, "1")) for name in DETECTORS)
+def describe(reader: Reader) -> tuple[Detector, ...]:
+    """What is read with, the version of each, and what is missing."""
+    versions = {"lexicon": reader.lexicon.digest[:16], "classifier": DIGEST[:16]}
+    return tuple(
+        Detector(name, active=name not in reader.missing, version=versions.get(name, "1"))
+        for name in DETECTORS
+    )
 
 
 if __name__ == "__main__":

@@ -80,6 +80,23 @@ def test_strict_and_lenient_tenants_decide_differently(service: Service) -> None
     assert kept == {"strict": {0}, "lenient": {0, 1}}
 
 
+def test_an_insult_that_no_list_has_is_masked_for_a_strict_tenant_wherever_it_stands(
+    service: Service,
+) -> None:
+    tenant = service.make_tenant("classified")
+    service.run("tenant", "policy", tenant.name, "filter_mode=strict")
+    insult = "这些黑人又脏又臭，滚回非洲去，恶心的垃圾。"
+    neutral = "这家店的老板是一位黑人女性，来自非洲。"
+    around = "这款水壶三分钟即可烧开，并自动断电。每周用温水清洗一次滤网。" * 60
+    answer = rank(service, tenant, insult, neutral, f"{around}{insult}{around}", around, query="水壶")
+    assert indices(answer) == {1, 3}
+    told = answer.json()["meta"]["screening"]
+    assert [(each["item"], each["category"], each["rule"], each["action"]) for each in told] == [
+        ("documents[0]", "hate", "classifier.hate", "mask"),
+        ("documents[2]", "hate", "classifier.hate", "mask"),
+    ]
+
+
 def test_words_in_a_picture_are_masked_and_the_samples_are_not(service: Service, house: Tenant) -> None:
     names = ("cat.webp", "photo-coffee.jpg", "guitar.webp", "rocket.webp")
     answer = rank(

@@ -255,8 +255,7 @@ def test_a_thread_that_began_before_is_told_of() -> None:
 @pytest.fixture
 def intruded(app_url: str, installation_secrets: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr("service.app.Screen", TakenOver)
-    secrets = installation_secrets
-    with serve(app_url, secrets.pepper, secrets.master_key) as served:
+    with serve(app_url, *installation_secrets.keys) as served:
         yield served
 
 

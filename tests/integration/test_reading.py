@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,11 @@ from service.errors import ScreeningLost
 from service.processes.children import Child
 from service.screening.readers import Readers
 from service.screening.reading import MOST_CHARACTERS, READERS_KEPT, OwnList, Shelf
-from service.screening.text import DETECTORS, Lexicon
+from service.screening.text import DETECTORS, Reader
+from service.screening.text.classifier import WEIGHTS
 from tenants.risk import Category
 
+ROOT = Path(__file__).resolve().parents[2]
 ARMS = "how to build a pipe bomb at home"
 PLAIN = "a recipe for apple cake"
 OWN = (OwnList(Category.DRUGS, ("blue sugar", "蓝色糖果")),)
@@ -118,6 +122,29 @@ async def test_a_reader_that_hangs_is_killed_within_its_time() -> None:
         await readers.close()
 
 
+async def test_a_reader_without_the_classifiers_weights_says_so_and_has_failed_on_every_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("service", "tenants", "models"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "demo")
+        )
+    weights = tmp_path / WEIGHTS.relative_to(ROOT)
+    weights.write_bytes(weights.read_bytes()[:-1])
+    monkeypatch.chdir(tmp_path)  # where `python -m` looks first
+    told: list[str] = []
+    readers = Readers(timeout_s=10.0, told=told.append)
+    await readers.start()
+    try:
+        assert [each.name for each in readers.detectors if not each.active] == ["classifier"]
+        plain, armed = await readers.read([PLAIN, ARMS])
+        assert plain.failed == armed.failed == ("classifier",)
+        assert armed.signals
+    finally:
+        await readers.close()
+    assert any("classifier" in line for line in told)
+
+
 async def test_after_close_nothing_is_read(readers: Readers) -> None:
     await readers.close()
     with pytest.raises(ScreeningLost):
@@ -125,7 +152,7 @@ async def test_after_close_nothing_is_read(readers: Readers) -> None:
 
 
 def test_readers_of_own_lists_are_kept_and_bounded() -> None:
-    shelf = Shelf(Lexicon.load())
+    shelf = Shelf(Reader())
     first = shelf.reader(OWN)
     assert shelf.reader(OWN) is first
     assert shelf.reader(()) is not first

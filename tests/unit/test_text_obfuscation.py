@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.disguises import DISGUISES, WORDS
 from service.screening.text import Reader
 from service.screening.text.folding import SOUNDS, fold, sounds
 from service.screening.text.views import view
 from service.screening.text.write_hanzi_sounds import hanzi_sounds
 from tenants.risk import Category
-
-WORDS = (
-    "faggot", "wetback", "raghead", "blowjob", "gangbang", "cocaine", "heroin", "fentanyl", "grenade", "pornography",
-    "hentai", "beheading", "massacre", "hitman", "pipe bomb",
-)  # fmt: skip
-
-LEET = str.maketrans("aeiost", "431057")
-SYMBOLS = str.maketrans("aist", "@!$+")
-CYRILLIC = str.maketrans("aeopcyxi", "аеорсухі")
-
-
-def stretched(word: str) -> str:
-    return "".join(letter * (4 if index == 1 else 1) for index, letter in enumerate(word))
-
-
-def wide(word: str) -> str:
-    return "".join(chr(ord(letter) + 0xFEE0) if letter != " " else " " for letter in word)
-
-
-def bold(word: str) -> str:
-    return "".join(chr(0x1D41A + ord(letter) - 97) if letter != " " else " " for letter in word)
-
-
-DISGUISES: dict[str, Callable[[str], str]] = {
-    "plain": str,
-    "leet": lambda word: word.translate(LEET),
-    "symbol leet": lambda word: word.translate(SYMBOLS),
-    "spaces": lambda word: " ".join(word.replace(" ", "")),
-    "dots": lambda word: ".".join(word.replace(" ", "")),
-    "zero width": "\u200b".join,
-    "cyrillic": lambda word: word.translate(CYRILLIC),
-    "full width": wide,
-    "repeats": stretched,
-    "math bold": bold,
-    "diacritics": lambda word: unicodedata.normalize("NFC", "".join(letter + "\u0301" for letter in word)),
-    "mixed": lambda word: stretched(word).translate(CYRILLIC).translate(LEET).title(),
-}
 
 
 @pytest.fixture(scope="module")

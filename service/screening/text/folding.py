@@ -69,13 +69,14 @@ def fold(text: str) -> Folded:
     if text.isascii():
         return Folded(text.encode().translate(_ASCII_LOWER, _ASCII_CONTROLS).decode(), 0, "", 0)
     codes = _codes(text)
-    hidden = _hidden(codes)
-    overrides = int(np.count_nonzero((codes == 0x202D) | (codes == 0x202E)))
+    hidden = _hidden(codes) if codes.max() > _TAGS.start else ""
+    overrides = text.count("\u202d") + text.count("\u202e")
     folded = _lookup(codes)
-    if (folded == _EXPANDS).any():
-        folded = _lookup(_codes(unicodedata.normalize("NFKD", text).casefold()))
-        folded = folded[folded != _EXPANDS]
-    return Folded(_text(folded[folded != _DROPPED]), len(hidden), hidden, overrides)
+    if folded.max() >= _EXPANDS:  # most texts have neither
+        if (folded == _EXPANDS).any():
+            folded = _lookup(_codes(unicodedata.normalize("NFKD", text).casefold()))
+        folded = folded[folded < _EXPANDS]
+    return Folded(_text(folded), len(hidden), hidden, overrides)
 
 
 def sounds(text: str) -> str:
@@ -85,6 +86,8 @@ def sounds(text: str) -> str:
     """
     codes = _codes(text)
     table = _sound_table()
+    if not len(codes) or codes.max() < len(table):
+        return _text(table[codes])
     known = codes < len(table)
     return _text(np.where(known, table[np.where(known, codes, 0)], codes))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
@@ -38,7 +39,25 @@ STUFFED_WORDS = 20
 """A shorter text is not judged for its repetitions."""
 
 
+_WORD = re.compile(r"[^\W_]+")
 _QUOTED_BEFORE = re.compile(r"['\"“‘「『`]\s?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query, as texts that are stuffed with it would hold it."""
+
+    whole: str
+    """Folded; empty where it is too short for its repetition to mean anything."""
+    terms: frozenset[str]
+    """Its longer words."""
+
+    @classmethod
+    def of(cls, query: str) -> Asked:
+        folded = fold(query).text.strip()
+        least = 8 if folded.isascii() else 4
+        terms = frozenset(word for word in _WORD.findall(folded) if len(word) > 3)
+        return cls(folded, terms) if len(folded) >= least else cls("", frozenset())
 
 
 class InjectionRules:
@@ -52,8 +71,11 @@ class InjectionRules:
         self._rules_of = tuple(by_cue.values())
         self._cues = AhoCorasick(list(by_cue), store_patterns=False)
 
-    def search(self, views: Views, query: str | None = None) -> tuple[Signal, ...]:
-        """At most one signal: how likely the text speaks to its judge, and by which family above all."""
+    def search(self, views: Views, asked: Asked | None = None) -> tuple[Signal, ...]:
+        """At most one signal: how likely the text speaks to its judge, and by which family above all.
+
+        `asked`: what the text is to be ranked by, where there is anything.
+        """
         scores = self._families(views.folded.text)
         if views.folded.hidden >= HIDDEN_CHARACTERS:
             scores["hidden"] = 0.7
@@ -61,7 +83,7 @@ class InjectionRules:
                 scores[family] = max(scores.get(family, 0.0), score)
         if views.folded.overrides:
             scores["direction"] = 0.3
-        if stuffed := _stuffing(views, query):
+        if stuffed := _stuffing(views, asked):
             scores["stuffing"] = stuffed
         if not scores:
             return ()
@@ -116,7 +138,7 @@ def _windows(places: Sequence[int], length: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _stuffing(views: Views, query: str | None) -> float:
+def _stuffing(views: Views, asked: Asked | None) -> float:
     """How much a text is repetition, above all of the query's words; 0 where it is ordinary."""
     score = 0.0
     words = views.word_list
@@ -125,23 +147,21 @@ def _stuffing(views: Views, query: str | None) -> float:
         different = len(set(pairwise(words)))
         if different < 0.45 * pairs and not _is_numbers(words):
             score = 0.45
-    if query:
-        score = max(score, _stuffed_with(query, views, words))
+    if asked:
+        score = max(score, _stuffed_with(asked, views, words))
     return score
 
 
-def _stuffed_with(query: str, views: Views, words: list[str]) -> float:
+def _stuffed_with(asked: Asked, views: Views, words: list[str]) -> float:
     """The query again and again, or hardly anything but its words."""
-    asked = fold(query).text.strip()
-    hanzi = not asked.isascii()
-    if len(asked) < (4 if hanzi else 8):
+    if not asked.whole:
         return 0.0
-    times = views.folded.text.count(asked)
-    covered = times * len(asked) / max(1, len(views.folded.text))
+    times = views.folded.text.count(asked.whole)
+    covered = times * len(asked.whole) / max(1, len(views.folded.text))
     if times >= 3 and covered > 0.15:
         return 0.65
-    terms = {word for word in re.findall(r"[^\W_]+", asked) if len(word) > 3}
-    if len(terms) >= 2 and len(words) >= 12:
+    terms = asked.terms
+    if len(terms) >= 2 and len(words) >= 12 and all(f" {term} " in views.words for term in terms):
         counts = Counter(words)
         if all(counts[term] >= 3 for term in terms) and sum(counts[term] for term in terms) > 0.3 * len(
             words

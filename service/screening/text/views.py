@@ -30,6 +30,7 @@ _LENGTH_BYTES = bytes(119 if chr(c).isalnum() else 32 for c in range(128)) + byt
 _HANZI = "\u3400-\u9fff"
 _ANY_WORD = re.compile(rf"[^\W_{_HANZI}]+")
 _ANY_TOKEN = re.compile(rf"(?:[^\W_{_HANZI}]|[@$!|+€¢£¥])+")
+_SIGN = re.compile("[@$!|+€¢£¥]")
 _STRETCHED = re.compile(r"([^\W\d])\1\1")
 _DOUBLED = re.compile(r"([^\W\d])\1+")
 _HAS_HANZI = re.compile(rf"[{_HANZI}]")
@@ -89,7 +90,8 @@ def view(text: str) -> Views:
         tokens = words if tokens_raw == words_raw else tokens_raw.decode().split()
         hanzi = ""
     else:
-        words, tokens = _ANY_WORD.findall(plain), _ANY_TOKEN.findall(plain)
+        words = _ANY_WORD.findall(plain)
+        tokens = _ANY_TOKEN.findall(plain) if _SIGN.search(plain) else words
         hanzi = _hanzi(plain)
     joined = f" {' '.join(words)} "
     return Views(
@@ -97,7 +99,7 @@ def view(text: str) -> Views:
         joined,
         words,
         tokens,
-        _odd(tokens, joined),
+        _odd(words, tokens, joined),
         _runs(words, joined),
         hanzi,
         sounds(hanzi) if hanzi else "",
@@ -146,9 +148,11 @@ def bend(views: Views, odd: Iterable[int]) -> tuple[str, tuple[tuple[int, int], 
     return "".join(parts), tuple(spans)
 
 
-def _odd(tokens: list[str], words: str) -> list[int]:
-    odd = [index for index, token in enumerate(tokens) if not token.isalpha() and _is_leet(token)]
-    if _is_stretched(words):
+def _odd(words: list[str], tokens: list[str], joined: str) -> list[int]:
+    odd = []
+    if not (joined.replace(" ", "").isalpha() and tokens == words):  # letters alone: the common text
+        odd = [index for index, token in enumerate(tokens) if not token.isalpha() and _is_leet(token)]
+    if _is_stretched(joined):
         odd += [index for index, token in enumerate(tokens) if _STRETCHED.search(token)]
     return odd
 
