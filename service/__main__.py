@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from service.cli import keys, live, log, tenants, thresholds, tokens, witness
+from service.cli import inquiry, keys, live, log, tenants, thresholds, tokens, witness
 from service.cli.opening import installation
 from service.errors import ServiceError
 from service.installation import bring_up_to_date
@@ -31,6 +31,7 @@ app.add_typer(live.session_app, name="session")
 app.add_typer(live.worker_app, name="worker")
 app.add_typer(tokens.app, name="token")
 app.add_typer(thresholds.app, name="thresholds")
+log.app.command("query")(inquiry.query)
 app.add_typer(log.app, name="audit")
 app.add_typer(witness.app, name="witness")
 app.command("usage")(live.show_usage)

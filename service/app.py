@@ -24,6 +24,7 @@ from service.api.documentation import document
 from service.api.door import Door
 from service.api.identify import Identify
 from service.api.images import build_images_router
+from service.api.inquiry.router import build_inquiry_router
 from service.api.leaks import build_leaks_router
 from service.api.moderations import build_moderations_router
 from service.api.ranking import build_ranking_router
@@ -295,6 +296,7 @@ def create_app(
             desk=desk, enforcement=enforcement, bindings=bindings, deadline_s=settings.deadline_s
         )
     )
+    app.include_router(build_inquiry_router(inquiry=desk.inquiry, deadline_s=settings.deadline_s))
     document(app)
     app.state.fleet = serving
     app.state.enforcement = enforcement

@@ -9,6 +9,7 @@ from service.adapting import Adapting
 from service.administration import Administration
 from service.containment import Switch
 from service.deeds import Deeds
+from service.inquiry import Inquiry
 from service.present_use import PresentUse
 from tenants.audit import Audit
 from tenants.canaries import Canaries
@@ -21,6 +22,8 @@ from tenants.proofs import Proofs
 from tenants.quotas import Quotas
 from tenants.repeats import Repeats
 from tenants.reviews import Reviews
+from tenants.search import Search
+from tenants.searches import Searches
 from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Sessions
 from tenants.thresholds import Thresholds
@@ -54,6 +57,7 @@ class Desk:
     thresholds: Thresholds
     canaries: Canaries
     adapting: Adapting
+    inquiry: Inquiry
 
 
 def build_desk(database: Database, installation: Installation) -> Desk:
@@ -100,5 +104,12 @@ def build_desk(database: Database, installation: Installation) -> Desk:
         canaries=canaries,
         adapting=Adapting(
             deeds=deeds, lifecycle=lifecycle, reviews=reviews, thresholds=thresholds, canaries=canaries
+        ),
+        inquiry=Inquiry(
+            search=Search(database),
+            searches=Searches(database),
+            audit=audit,
+            lifecycle=lifecycle,
+            deeds=deeds,
         ),
     )

@@ -33,6 +33,7 @@ from http import HTTPStatus
 from models import JobTooLong, ModelFailed, ModelNotFound
 from tenants.errors import (
     DatabaseUnavailable,
+    EntryNotFound,
     Fault,
     Invalid,
     InvalidKeyLimits,
@@ -52,6 +53,8 @@ from tenants.errors import (
     ReviewNotFound,
     ReviewRefused,
     RotationRefused,
+    SearchExists,
+    SearchNotFound,
     SessionNotFound,
     TenantExists,
     TenantNotFound,
@@ -240,6 +243,9 @@ TABLE: dict[type[Exception], Meaning] = {
     ThresholdNotFound: Meaning(404, "threshold_not_found"),
     ReceiptNotFound: Meaning(404, "receipt_not_found"),
     ReceiptPending: Meaning(404, "receipt_pending", 1),
+    EntryNotFound: Meaning(404, "entry_not_found"),
+    SearchNotFound: Meaning(404, "search_not_found"),
+    SearchExists: Meaning(409, "search_exists"),
     ReviewRefused: Meaning(409, "review_refused"),
     TenantExists: Meaning(409, "tenant_exists"),
     InvalidName: Meaning(422, "invalid_name"),

@@ -28,6 +28,8 @@
     ├── KeySetInvalid           an issuer's keys cannot be used
     ├── KeySetMissing           an issuer's keys are not there: retryable
     ├── EntryInvalid            the bytes are not an entry of the log
+    ├── EntryNotFound           no entry of that id, or another tenant's: one message for both
+    ├── SearchNotFound · SearchExists
     ├── ProofInvalid            a proof, checkpoint or signature of the log that does not hold
     │   └── LogBroken           the stored tree is not the one that was signed
     ├── ReceiptNotFound         no entry of that id, or another tenant's: one message for both
@@ -235,6 +237,18 @@ class KeySetMissing(TenancyError):
 
 class EntryInvalid(TenancyError):
     """These bytes are not an entry of the log."""
+
+
+class EntryNotFound(TenancyError):
+    """There is no such entry."""
+
+
+class SearchNotFound(TenancyError):
+    """There is no saved search of that name."""
+
+
+class SearchExists(TenancyError):
+    """There is a saved search of that name already."""
 
 
 class ProofInvalid(TenancyError):

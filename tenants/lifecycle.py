@@ -52,6 +52,11 @@ class Lifecycle:
             raise TenantNotFound
         return read_tenant(row)
 
+    async def in_log(self) -> tuple[TenantId, ...]:
+        """Every tenant that the log tells of, purged ones too, and `INSTALLATION`."""
+        rows = await self._database.call("select pericarp.log_tenants()")
+        return tuple(TenantId(UUID(int=row[0].int)) for row in rows)
+
     async def contain(self, tenant: TenantId) -> Tenant:
         """Refuse every key of the tenant, and stop what runs. The first time stands. Raises `TenantNotFound`."""
         return await self._change(

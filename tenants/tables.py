@@ -34,19 +34,24 @@ from tenants.log_tables import (
     audit_waiting,
     audit_witness,
 )
+from tenants.search_tables import audit_input, audit_risk, audit_search, saved_search
 from tenants.threshold_tables import canary, review, threshold, threshold_change, traffic, traffic_user
 
 __all__ = [
     "SCHEMA",
     "audit_checkpoint",
     "audit_cosignature",
+    "audit_input",
     "audit_leaf",
+    "audit_risk",
+    "audit_search",
     "audit_tile",
     "audit_waiting",
     "audit_witness",
     "canary",
     "metadata",
     "review",
+    "saved_search",
     "threshold",
     "threshold_change",
     "traffic",

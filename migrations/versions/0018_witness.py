@@ -1,6 +1,6 @@
 """Witnesses of the log: what each has cosigned, and whose turn it is to ask.
 
-Revision 0018, after 0014. Gateways send the newest checkpoint to the witnesses (`service.cosigning`) and keep their
+Revision 0018, after 0017. Gateways send the newest checkpoint to the witnesses (`service.cosigning`) and keep their
 cosignatures here, beside the checkpoints. The first to claim a witness asks it, so of any number of gateways one does at a
 time; a claim is over by itself, so a gateway that dies keeps nobody waiting. A clock that jumps doubles its time at most.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0018"
-down_revision = "0014"
+down_revision = "0017"
 branch_labels = None
 depends_on = None
 

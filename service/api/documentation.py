@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from service.api.admin.router import BODIES
 from service.api.dialects import DIALECTS
 from service.api.images import CleanImageRequest
+from service.api.inquiry import shapes as inquiry_shapes
 from service.api.moderations import ModerationRequest
 from service.api.schemas import SessionRequest
 
@@ -29,7 +30,7 @@ def document(app: FastAPI) -> None:
             shapes = components.setdefault("schemas", {})
             # Their bodies are read by ourselves, so the framework does not know them.
             bodies: list[type[BaseModel]] = [dialect.request for dialect in DIALECTS]
-            bodies += [ModerationRequest, SessionRequest, CleanImageRequest, *BODIES]
+            bodies += [ModerationRequest, SessionRequest, CleanImageRequest, *BODIES, *inquiry_shapes.BODIES]
             for model in bodies:
                 shape = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 shapes |= shape.pop("$defs", {}) | {model.__name__: shape}

@@ -183,7 +183,7 @@ def read_image(
     if image[:5].lower() != "data:" and "://" in image[:64]:
         check_url(image, image_field, remote_hosts)
         return RawItem(where, text, None, image, image_field, url=image)
-    return RawItem(where, text, _image_bytes(image, image_field), image, image_field)
+    return RawItem(where, text, decode_image(image, image_field), image, image_field)
 
 
 def check_url(url: str, where: str, remote_hosts: tuple[str, ...]) -> None:
@@ -256,7 +256,8 @@ def _parts(side: Content, where: str) -> tuple[str | None, str | None, str]:
     return "".join(texts) if texts else None, image, image_field
 
 
-def _image_bytes(value: str, where: str) -> bytes:
+def decode_image(value: str, where: str) -> bytes:
+    """The bytes of a `data:` URL or of bare base64. Raises `BadRequest` that names `where`."""
     if value[:5].lower() == "data:":
         header, comma, payload = value.partition(",")
         if not comma or not header.lower().endswith(";base64"):

@@ -14,14 +14,21 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from tenants.access import Access, Caller, Role, TenantId
-from tenants.audit import Audit, Decision, Entry
+from tenants.audit import Audit, Decision, Entry, ItemPrint
 from tenants.canaries import Canaries, Canary
 from tenants.ceiling import Ceiling
 from tenants.database import Database
 from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.envelope import Envelope
-from tenants.errors import KeyNotFound, QuotaExceeded, ReceiptNotFound, SessionNotFound
+from tenants.errors import (
+    EntryNotFound,
+    KeyNotFound,
+    QuotaExceeded,
+    ReceiptNotFound,
+    SearchNotFound,
+    SessionNotFound,
+)
 from tenants.evidence import Evidence, Measure, Screened
 from tenants.keys import Key
 from tenants.policies import Setter
@@ -32,6 +39,8 @@ from tenants.quotas import Hold, Quotas
 from tenants.repeats import Kept, Repeats
 from tenants.reviews import Place, Reviews, Verdict
 from tenants.risk import Category, Mode
+from tenants.search import Filter, Search
+from tenants.searches import Searches
 from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Session, Sessions, make_session_id
 from tenants.tables import metadata
@@ -74,7 +83,12 @@ async def residents(
         (key,) = await directory.keys.list(caller.tenant)
         await directory.policies.set_ceiling(Ceiling(sessions=1000), tenant=caller.tenant)
         session_id = make_session_id()
-        opening = replace(entry_for(caller, str(uuid.uuid4())), session=session_id)
+        opening = replace(
+            entry_for(caller, str(uuid.uuid4())),
+            session=session_id,
+            query=ItemPrint("x" * 43, 1),
+            details={"screening": {"action": "flag", "risks": {"text": {"hate": [900_000, 600_000]}}}},
+        )
         session, receipt = await sessions.open(caller, session_id, opening)
         hold = await quotas.hold(caller, str(uuid.uuid4()), images=1)
         with pytest.raises(QuotaExceeded):
@@ -83,6 +97,7 @@ async def residents(
         await presences.report(uuid.uuid4(), [Presence(str(caller.tenant), 1, 0, 0, 0.0)])
         await repeats.keep(caller.tenant, caller.key_id, "once", bytes(32), Kept(b"{}", None))
         await learn(database, directory, caller.tenant)
+        await Searches(database).save(caller.tenant, "mine", {}, by="")
         assert (await Sequencer(database, log_signer(bytes(32))).step()).integrated
         return Resident(caller, key, hold, receipt, session)
 
@@ -190,6 +205,7 @@ async def test_a_bound_transaction_sees_its_own_rows_alone(
         "insert into pericarp.review (tenant_id, entry_id, item, category, mode, score, stopped, end_user, detectors,"
         " day) values (:other, gen_random_uuid(), 'query', 'gore', 'text', 1, true, '', '', now())",
         "insert into pericarp.traffic_user (tenant_id, day, mode, end_user, items) values (:other, now(), 'text', '', 1)",
+        "insert into pericarp.saved_search (tenant_id, name, filters, saved_by) values (:other, 'x', '{}', '')",
         "insert into pericarp.canary (tenant_id, category, mode, name, detectors, score)"
         " values (:other, 'gore', 'text', 'x', '', 1)",
     ],
@@ -224,6 +240,7 @@ async def test_nothing_is_written_for_another_tenant(
         "traffic",
         "traffic_user",
         "canary",
+        "saved_search",
     ],
 )
 async def test_no_row_moves_to_another_tenant(
@@ -378,3 +395,32 @@ async def test_the_log_keeps_tenants_apart(
         with pytest.raises(ReceiptNotFound):
             await proofs.prove(mine.caller.tenant, str(theirs.receipt))
     assert await audit.list_entries(TenantId(uuid.uuid4())) == ()
+
+
+async def test_the_search_keeps_tenants_apart(
+    database: Database, residents: tuple[Resident, Resident]
+) -> None:
+    search = Search(database)
+    for mine, theirs in (residents, residents[::-1]):
+        tenant = mine.caller.tenant
+        for asked in (Filter(), Filter(fingerprint="x" * 43), Filter(risk_above=0.5), Filter(action="flag")):
+            page = await search.page(tenant, asked, most=9)
+            assert [entry.id for entry in page.found] == [mine.receipt]
+            assert sum(each.count for each in await search.count(tenant, asked)) == 1
+        with pytest.raises(EntryNotFound):
+            await search.find(tenant, theirs.receipt)
+
+
+async def test_saved_searches_keep_tenants_apart(
+    database: Database, residents: tuple[Resident, Resident]
+) -> None:
+    searches = Searches(database)
+    first, second = (resident.caller.tenant for resident in residents)
+    await searches.save(first, "only-mine", {"decision": "denied"}, by="")
+    with pytest.raises(SearchNotFound):
+        await searches.find(second, "only-mine")
+    with pytest.raises(SearchNotFound):
+        await searches.delete(second, "only-mine")
+    assert [each.name for each in await searches.list(second)] == ["mine"]
+    assert (await searches.save(second, "only-mine", {}, by="")).filters == {}
+    assert (await searches.find(first, "only-mine")).filters == {"decision": "denied"}

@@ -1,4 +1,4 @@
-"""What the API's page says of administration: every path is described, and its examples are ones that would be taken."""
+"""What the API's page says of administration and auditing: each path is described, and its examples would be taken."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 
 from service.api.admin.router import BODIES
+from service.api.inquiry.shapes import BODIES as INQUIRY_BODIES
 from service.app import create_app
 from service.installation import Installation
 from service.settings import Settings
 from tenants.ceiling import Ceiling
 from tenants.policy import Policy
 
-SHAPES = {f"#/components/schemas/{shape.__name__}": shape for shape in BODIES}
+SHAPES = {f"#/components/schemas/{shape.__name__}": shape for shape in (*BODIES, *INQUIRY_BODIES)}
 
 
 def operations() -> Iterator[tuple[str, dict[str, Any]]]:
     app = create_app(Settings(), Installation("postgresql://nobody@/nothing", None, *[bytes(32)] * 3))
     for path, methods in app.openapi()["paths"].items():
-        if path.startswith("/admin/"):
+        if path.startswith(("/admin/", "/audit/v1/entries", "/audit/v1/counts")):
             yield from ((f"{method.upper()} {path}", operation) for method, operation in methods.items())
 
 

@@ -29,23 +29,28 @@ from service.api.admin.threshold_shapes import (
 from service.api.dialects import DIALECTS
 from service.api.door import OPEN_PATHS
 from service.api.images import CLEAN_PATH, CleanImageAnswer, CleanImageRequest
+from service.api.inquiry import shapes as inquiry_shapes
 from service.api.usage import KeySpans, LimitState, UsageAnswer, Used
 from service.app import create_app
 from service.errors import TABLE, describe
+from service.exports import COLUMNS, FORMS
 from service.installation import Installation
 from service.screening import REASONS
 from service.settings import Settings
 from service.watch import metrics
 from service.watch.logs import ACTIONS
 from tenants.access import Role
+from tenants.audit import Decision
 from tenants.limits import KEY_NAMES, NAMES
 from tenants.policy import Policy
+from tenants.risk import Action
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
 API = (ROOT / "docs" / "api.md").read_text()
 ADMINISTRATION = (ROOT / "docs" / "administration.md").read_text()
+AUDITING = (ROOT / "docs" / "auditing.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 SESSIONS = ("/v1/sessions", "/v1/sessions/{session_id}")
 LOG = (
@@ -117,17 +122,40 @@ def test_every_path_stands_in_the_api_page(path: str) -> None:
     assert re.search(rf"`(GET|POST|DELETE) {path}`", API)
 
 
-def test_every_path_of_an_administrator_stands_in_its_page() -> None:
+@pytest.mark.parametrize(
+    ("prefix", "page", "least"), [("/admin/", ADMINISTRATION, 20), ("/audit/", AUDITING, 8)]
+)
+def test_every_path_of_an_administrator_or_auditor_stands_in_its_page(
+    prefix: str, page: str, least: int
+) -> None:
     app = create_app(Settings(), Installation("postgresql://nobody@/nothing", None, *[bytes(32)] * 3))
-    paths = {path: methods for path, methods in app.openapi()["paths"].items() if path.startswith("/admin/")}
-    assert len(paths) >= 20
+    paths = {path: methods for path, methods in app.openapi()["paths"].items() if path.startswith(prefix)}
+    assert len(paths) >= least
     missing = [
         f"{method.upper()} {path}"
         for path, methods in paths.items()
         for method in methods
-        if f"`{method.upper()} {path}`" not in ADMINISTRATION
+        if f"`{method.upper()} {path}`" not in page
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(field.alias or name for name, field in inquiry_shapes.EntrySearch.model_fields.items()),
+        *inquiry_shapes.InputShape.model_fields,
+        *inquiry_shapes.SearchAnswer.model_fields,
+        *inquiry_shapes.EntryAnswer.model_fields,
+        *inquiry_shapes.FoundPage.model_fields,
+        *inquiry_shapes.DayCount.model_fields,
+        *(str(word) for word in (*Decision, *Action)),
+        *FORMS,
+        *COLUMNS,
+    ],
+)
+def test_every_word_of_an_auditor_stands_in_its_page(word: str) -> None:
+    assert re.search(rf"[`\"]{word}[`\"]", AUDITING)
 
 
 def test_every_operation_of_an_administrator_stands_in_its_page() -> None:
