@@ -9,6 +9,7 @@ screening/      untrusted images, decoded in child processes
 fleet/          workers: one process per tenant
 processes/      what every child shares: the wire, the life of a child, the sandbox
 watch/          metrics and logs
+witness/        a process of its own that cosigns checkpoints of logs
 installation.py what one installation keeps on its host
 asks.py · settings.py · errors.py
 """

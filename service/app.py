@@ -35,12 +35,14 @@ from service.asks import Running
 from service.bindings import Bindings
 from service.clean import CleanImage
 from service.containment import Enforcement
+from service.cosigning import Cosigning
 from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
 from service.fleet.router import Party
 from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, repeat, tidy
 from service.key_sets import KeySets
+from service.known_witnesses import read_witnesses
 from service.leaks import Leaks
 from service.ledger import Ledger
 from service.moderation import Moderation
@@ -106,6 +108,7 @@ def create_app(
     refusals = Refusals(audit)
     evidence = Evidence(database)
     sequencing = Sequencing(desk.sequencer)
+    cosigning = Cosigning(desk.cosignatures, read_witnesses(settings.witnesses))
     identities = read_identities(settings.identities.read_text()) if settings.identities else Identities()
     if identities.certificates and settings.client_ca is None:
         raise InvalidIdentities("certificates are mapped, but PERICARP_CLIENT_CA is not set")
@@ -127,6 +130,7 @@ def create_app(
         refusals=refusals,
         evidence=evidence,
         sequencing=sequencing,
+        cosigning=cosigning,
         key_sets=KeySets(identities.issuers, tokens) if identities.issuers else None,
     )
     identify = Identify(
@@ -276,6 +280,7 @@ def create_app(
             readers=readers,
             database=database,
             sequencing=sequencing,
+            cosigning=cosigning,
             model=settings.model_name,
         )
     )

@@ -14,6 +14,7 @@ from service.inquiry import Inquiry
 from service.present_use import PresentUse
 from tenants.audit import Audit
 from tenants.canaries import Canaries
+from tenants.cosignatures import Cosignatures
 from tenants.denials import Denials
 from tenants.directory import Directory
 from tenants.erasure import Erasure
@@ -47,6 +48,7 @@ class Desk:
     audit: Audit
     sequencer: Sequencer
     proofs: Proofs
+    cosignatures: Cosignatures
     presences: Presences
     repeats: Repeats
     denials: Denials
@@ -86,6 +88,7 @@ def build_desk(database: Database, installation: Installation) -> Desk:
         audit=audit,
         sequencer=sequencer,
         proofs=Proofs(database, signer.key),
+        cosignatures=Cosignatures(database, signer.key),
         presences=presences,
         repeats=Repeats(database, master_key=installation.master_key),
         denials=denials,

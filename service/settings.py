@@ -14,6 +14,7 @@ from pydantic import DirectoryPath, Field, FilePath, SecretStr, field_validator,
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import DEMO
+from service.known_witnesses import read_witnesses
 
 
 class Settings(BaseSettings):
@@ -133,6 +134,10 @@ class Settings(BaseSettings):
         False,
         description="Believe `Client-Cert` (RFC 9440) from the trusted proxies, which must strip it from what comes in.",
     )
+    witnesses: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Witnesses of the log, `URL=VKEY` with commas between: each cosigns the newest checkpoint every few seconds.",
+    )
     log_level: str = Field(
         "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
     )
@@ -149,6 +154,12 @@ class Settings(BaseSettings):
             ipaddress.ip_network(text)
         return value
 
+    @field_validator("witnesses")
+    @classmethod
+    def _are_witnesses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        read_witnesses(value)
+        return value
+
     @property
     def model_is_local(self) -> bool:
         """Whether the model is a folder here, or the embedded one: then nothing may be downloaded."""
@@ -159,7 +170,7 @@ class Settings(BaseSettings):
         """The model's name as callers see it: of a folder its last part, for no answer holds a path."""
         return Path(self.model).resolve().name if self.model != DEMO and self.model_is_local else self.model
 
-    @field_validator("model_aliases", "image_plugins", mode="before")
+    @field_validator("model_aliases", "image_plugins", "witnesses", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if not isinstance(value, str):

@@ -1,5 +1,5 @@
 """What goes on beside the requests: changes heard and issuers' keys fetched, so that who calls is known; uses, refusals
-and the evidence of screening written; entries put into the log's tree."""
+and the evidence of screening written; entries put into the log's tree, and its checkpoints cosigned."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tenants.errors import DatabaseUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from service.cosigning import Cosigning
     from service.key_sets import KeySets
     from service.refusals import Refusals
     from service.sequencing import Sequencing
@@ -39,6 +40,7 @@ class Upkeep:
         refusals: Refusals,
         evidence: Evidence,
         sequencing: Sequencing,
+        cosigning: Cosigning,
         key_sets: KeySets | None = None,
     ) -> None:
         self._changes = changes
@@ -46,6 +48,7 @@ class Upkeep:
         self._refusals = refusals
         self._evidence = evidence
         self._sequencing = sequencing
+        self._cosigning = cosigning
         self._key_sets = key_sets
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -57,6 +60,7 @@ class Upkeep:
             "evidence": self._write_evidence,
             "refusals": self._refusals.write,
             "log": self._sequencing.keep,
+            "cosigning": self._cosigning.keep,
         }
         if self._key_sets is not None:
             works["key sets"] = self._key_sets.keep

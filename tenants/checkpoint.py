@@ -2,7 +2,8 @@
 
 A checkpoint is a signed note (C2SP signed-note) of three lines: the log's origin, the tree's size, its root. A
 witness adds a cosignature/v1, with the time when it saw that the tree had only grown. A receipt is a tlog-proof: the
-entry's index, its inclusion proof, and such a checkpoint, verifiable without asking anybody.
+entry's index, its inclusion proof, and such a checkpoint, verifiable without asking anybody. A submission is what a
+log sends to a witness (C2SP tlog-witness): the size that the witness knows, the consistency proof, the checkpoint.
 
 Everything is parsed strictly: one way to write each thing, and no other is read. Whatever does not hold raises
 `ProofInvalid`.
@@ -222,6 +223,31 @@ class Proof:
         index = read_decimal(lines.pop(0).removeprefix("index "))
         split_note(note)
         return cls(index, read_nodes(lines), note, extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """The body of `add-checkpoint`: the tree of `old` leaves is, by `nodes`, the beginning of the one that `note` tells of."""
+
+    old: int
+    nodes: tuple[bytes, ...]
+    note: str = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        nodes = "".join(f"{write_base64(node)}\n" for node in self.nodes)
+        return f"old {self.old}\n{nodes}\n{self.note}"
+
+    @classmethod
+    def parse(cls, text: str) -> Submission:
+        """Raises `ProofInvalid`. Nothing is verified."""
+        head, blank, note = text.partition("\n\n")
+        lines = head.split("\n")
+        if not blank or not lines[0].startswith("old "):
+            raise ProofInvalid("not a checkpoint with a proof")
+        old = read_decimal(lines.pop(0).removeprefix("old "))
+        split_note(note)
+        return cls(old, read_nodes(lines), note)
 
 
 def read_nodes(lines: Sequence[str]) -> tuple[bytes, ...]:

@@ -23,23 +23,35 @@ if TYPE_CHECKING:
 
 FORMAT = "pericarp-log-export"
 VERSION = 1
+CHECKPOINTS = """
+select c.size, c.note || coalesce((select string_agg(k.line, '' order by k.witness)
+                                     from pericarp.audit_cosignature k where k.size = c.size), '') as note
+  from pericarp.audit_checkpoint c
+"""
+"""Each with its cosignatures."""
 
 Told = Callable[[int, int], None]
 """How many leaves of how many are written."""
 
 
 async def export_log(
-    owner_url: str, *, tenant: str | None = None, bodies: bool = True, told: Told | None = None
+    owner_url: str,
+    *,
+    tenant: str | None = None,
+    bodies: bool = True,
+    cosigned: bool = False,
+    told: Told | None = None,
 ) -> AsyncIterator[bytes]:
     """The log's lines, each with its end. `tenant`: the entries of the tenant of that name, others' as hashes alone.
 
-    Raises `ReceiptPending` while the tree has no leaf, `TenantNotFound`, `DatabaseUnavailable`.
+    `cosigned`: up to the newest tree that witnesses have cosigned, whatever came since.
+    Raises `ReceiptPending` while there is no such tree, `TenantNotFound`, `DatabaseUnavailable`.
     """
     with translated():
         connection = await connect(owner_url, {}, command_timeout=None)
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
-                async for line in _Reading(connection, bodies, told).lines(tenant):
+                async for line in _Reading(connection, bodies, cosigned, told).lines(tenant):
                     yield line
         finally:
             await connection.close(timeout=3)
@@ -48,15 +60,21 @@ async def export_log(
 class _Reading:
     """One snapshot of the log."""
 
-    def __init__(self, connection: Connection[Record], bodies: bool, told: Told | None) -> None:
+    def __init__(
+        self, connection: Connection[Record], bodies: bool, cosigned: bool, told: Told | None
+    ) -> None:
         self._connection = connection
         self._bodies = bodies
+        self._cosigned = cosigned
         self._told = told
         self._tenants: set[UUID] = set()
 
     async def lines(self, name: str | None) -> AsyncIterator[bytes]:
         newest = await self._connection.fetchrow(
-            "select size, note from pericarp.audit_checkpoint order by size desc limit 1"
+            CHECKPOINTS
+            + " where not $1 or exists (select from pericarp.audit_cosignature k where k.size = c.size)"
+            " order by c.size desc limit 1",
+            self._cosigned,
         )
         if newest is None:
             raise ReceiptPending("nothing is in the log's tree yet")
@@ -91,7 +109,7 @@ class _Reading:
                 async for line in self._tile(level, number, width):
                     yield line
             level, count = level + 1, count // merkle.TILE_WIDTH
-        async for line in self._outside(size, only):
+        async for line in self._outside(only):
             yield line
 
     async def _tile(self, level: int, number: int, width: int) -> AsyncIterator[bytes]:
@@ -112,7 +130,7 @@ class _Reading:
             only,
         )
         notes = await self._connection.fetch(
-            "select size, note from pericarp.audit_checkpoint where size > $1 and size <= $2", first, after
+            CHECKPOINTS + " where c.size > $1 and c.size <= $2", first, after
         )
         noted = {row["size"]: row["note"] for row in notes}
         entries = await self._entries(leaves)
@@ -167,10 +185,11 @@ class _Reading:
             found.update({(tenant, row["id"]): row for row in rows})
         return found
 
-    async def _outside(self, size: int, only: UUID | None) -> AsyncIterator[bytes]:
+    async def _outside(self, only: UUID | None) -> AsyncIterator[bytes]:
         """What should not be: leaves beyond the newest checkpoint, entries that neither are in the tree nor wait for it."""
         beyond = await self._connection.fetchval(
-            "select min(index) from pericarp.audit_leaf where index >= $1", size
+            "select min(index) from pericarp.audit_leaf"
+            " where index >= (select max(size) from pericarp.audit_checkpoint)"
         )
         if beyond is not None:
             yield _line({"beyond": beyond})

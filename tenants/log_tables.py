@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -86,4 +87,30 @@ audit_retention = Table(
     Column("retention_days", Integer, nullable=False),
     PrimaryKeyConstraint("tenant_id", name="audit_retention_pkey"),
     CheckConstraint("retention_days > 0", name="audit_retention_days_check"),
+)
+
+audit_cosignature = Table(
+    "audit_cosignature",
+    metadata,
+    Column("size", BigInteger, nullable=False),
+    Column("witness", Text, nullable=False),
+    Column("line", Text, nullable=False),
+    time("recorded_at", default=True),
+    PrimaryKeyConstraint("size", "witness", name="audit_cosignature_pkey"),
+    ForeignKeyConstraint(["size"], [audit_checkpoint.c.size], name="audit_cosignature_size_fkey"),
+)
+
+audit_witness = Table(
+    "audit_witness",
+    metadata,
+    Column("witness", Text, nullable=False),
+    time("claimed_at"),
+    Column(
+        "size",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="of the newest tree that it has cosigned",
+    ),
+    PrimaryKeyConstraint("witness", name="audit_witness_pkey"),
 )

@@ -6,6 +6,7 @@ nothing by themselves.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from sqlalchemy import select
 
 from tenants import merkle
 from tenants.checkpoint import Checkpoint, Proof
+from tenants.cosignatures import with_cosignatures
 from tenants.errors import LogBroken, ProofInvalid, ReceiptNotFound, ReceiptPending
 from tenants.sequencer import read_tiles, tile_reader, verified
 from tenants.tables import audit_inbox, audit_leaf
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from tenants.access import TenantId
     from tenants.checkpoint import VerifyKey
     from tenants.database import Database
+
+LATELY = timedelta(minutes=1)
 
 
 class Proofs:
@@ -32,7 +36,9 @@ class Proofs:
         self._key = key
 
     async def prove(self, tenant: TenantId, receipt: str) -> Proof:
-        """The receipt of that id, an entry's: its leaf, its place, and a proof that the newest tree has it there.
+        """The receipt of that id, an entry's: its leaf, its place, and a proof that a tree has it there.
+
+        The tree is, of those that have it, the newest that the most witnesses have cosigned, or the newest of all.
 
         Raises `ReceiptNotFound` (no id, none of the tenant's), `ReceiptPending` (recorded, not in the tree yet),
         `LogBroken`.
@@ -57,7 +63,7 @@ class Proofs:
                     select(inbox.id).where(inbox.tenant_id == tenant, inbox.id == entry_id)
                 )
                 raise ReceiptNotFound if recorded is None else ReceiptPending
-        note, newest = await self._newest()
+        note, newest = await self._cosigned(row.place)
         tiles = await read_tiles(self._database.call, merkle.tiles_for(newest.size, [row.place]))
         try:
             nodes = merkle.prove_inclusion(row.place, newest.size, tile_reader(tiles))
@@ -69,8 +75,11 @@ class Proofs:
         return Proof(row.place, tuple(nodes), note, bytes(row.envelope))
 
     async def checkpoint(self) -> str:
-        """The newest checkpoint, a signed note. Raises `ReceiptPending` before the first, `LogBroken`."""
-        note, _ = await self._newest()
+        """The newest checkpoint that witnesses have cosigned, a signed note; where none has lately, the newest.
+
+        Raises `ReceiptPending` before the first, `LogBroken`.
+        """
+        note, _ = await self._cosigned(-1, LATELY)
         return note
 
     async def tile(self, level: int, number: int, width: int = merkle.TILE_WIDTH) -> bytes | None:
@@ -90,8 +99,12 @@ class Proofs:
             return None
         return b"".join(len(row["envelope"]).to_bytes(2, "big") + row["envelope"] for row in rows)
 
-    async def _newest(self) -> tuple[str, Checkpoint]:
-        note = (await self._database.call("select pericarp.newest_checkpoint()"))[0][0]
-        if note is None:
+    async def _cosigned(self, above: int, lately: timedelta | None = None) -> tuple[str, Checkpoint]:
+        """Of trees with more than `above` leaves; with `lately` none that lags more than that behind the newest."""
+        row = (
+            await self._database.call("select * from pericarp.cosigned_checkpoint($1, $2)", above, lately)
+        )[0]
+        if row["note"] is None:
             raise ReceiptPending
-        return note, verified(note, self._key)
+        checkpoint = verified(row["note"], self._key)
+        return with_cosignatures(row["note"], row["witnesses"], row["lines"]), checkpoint

@@ -28,11 +28,13 @@ from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, 
 from tenants.columns import SCHEMA, metadata, time
 from tenants.log_tables import (
     audit_checkpoint,
+    audit_cosignature,
     audit_leaf,
     audit_retention,
     audit_tile,
     audit_waiting,
     audit_warrant,
+    audit_witness,
 )
 from tenants.search_tables import audit_input, audit_risk, audit_search, saved_search
 from tenants.threshold_tables import canary, review, threshold, threshold_change, traffic, traffic_user
@@ -40,6 +42,7 @@ from tenants.threshold_tables import canary, review, threshold, threshold_change
 __all__ = [
     "SCHEMA",
     "audit_checkpoint",
+    "audit_cosignature",
     "audit_input",
     "audit_leaf",
     "audit_retention",
@@ -48,6 +51,7 @@ __all__ = [
     "audit_tile",
     "audit_waiting",
     "audit_warrant",
+    "audit_witness",
     "canary",
     "metadata",
     "review",

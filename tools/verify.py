@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Check the log of a Pericarp installation without trusting it: its exports, its receipts.
 
-    python tools/verify.py export EXPORT.jsonl --key VKEY [--checkpoint OLD.note]… [--retention-days N]
-    python tools/verify.py receipt RECEIPT.tlog-proof --key VKEY [--id ID] [--body FILE]
+    python tools/verify.py export EXPORT.jsonl --key VKEY [--checkpoint OLD.note]… [--witness VKEY]… [--threshold N]
+        [--retention-days DAYS]
+    python tools/verify.py receipt RECEIPT.tlog-proof --key VKEY [--witness VKEY]… [--threshold N] [--id ID] [--body FILE]
 
 Needs Python 3.11 and the package `cryptography`, nothing of Pericarp's. VKEY is what `audit key` prints, got once and kept
-where nobody can exchange it. An old checkpoint is one that you kept: the export must have grown out of it. N is for how long
+where nobody can exchange it. An old checkpoint is one that you kept: the export must have grown out of it. DAYS is for how long
 you know that bodies are to be kept at least. `verify_pruned.py` lies beside this file. Formats: docs/log.md. Exit status 0: all
 holds; 1: the first thing that does not hold is named; 2: it cannot be read at all.
 """
@@ -15,11 +16,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 import time
 import uuid
 from base64 import b64encode
 from binascii import a2b_base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,32 +31,42 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from verify_pruned import ENTRY, Pruned, Unreadable, Wrong, name_leaf, read_lines
+from verify_pruned import ENTRY, ENVELOPE_BYTES, MAGIC, Pruned, Unreadable, Wrong, name_leaf, read_lines
 
-MAGIC = b"pericarp/leaf/v1"
-ENVELOPE_BYTES = 112
 TILE_WIDTH = 256
+RECEIPT = re.compile(r"c2sp\.org/tlog-proof@v1\nextra (.+)\nindex (.+)\n((?:.+\n)*)\n")
 
 
 class Key(NamedTuple):
-    """A public key of the log: `name+hex id+base64(1 ‖ public key)`, as C2SP signed-note has it."""
+    """A public key, of the log (kind 1) or a witness (4): `name+hex id+base64(kind ‖ public key)`, as C2SP signed-note has it."""
 
     name: str
     id: bytes
+    kind: int
     public: Ed25519PublicKey
 
     @classmethod
-    def parse(cls, text: str) -> Key:
+    def parse(cls, text: str, kind: int = 1) -> Key:
         try:
-            name, written_id, written = text.split("+", 2)
+            name, written_id, written = text.strip().split("+", 2)
             encoded = a2b_base64(written, strict_mode=True)
             public = Ed25519PublicKey.from_public_bytes(encoded[1:])
         except ValueError as exc:
             raise Unreadable("the key is not of the form NAME+ID+BASE64") from exc
         key_id = hashlib.sha256(name.encode() + b"\n" + encoded).digest()[:4]
-        if encoded[0] != 1 or key_id.hex() != written_id:
+        if encoded[0] != kind or key_id.hex() != written_id:
             raise Unreadable("the key's id does not belong to it, or it is of another kind")
-        return cls(name, key_id, public)
+        return cls(name, key_id, kind, public)
+
+    def check(self, signature: bytes, text: str) -> None:
+        """Raises `Wrong`."""
+        if self.kind == 4:  # cosignature/v1: when the witness saw it, then what the log signed
+            text = f"cosignature/v1\ntime {int.from_bytes(signature[:8], 'big')}\n{text}"
+            signature = signature[8:]
+        try:
+            self.public.verify(signature, text.encode())
+        except InvalidSignature:
+            raise Wrong(f"its signature does not hold: {self.name}") from None
 
 
 class Checkpoint(NamedTuple):
@@ -61,27 +74,27 @@ class Checkpoint(NamedTuple):
     root: bytes
 
 
-def open_note(note: str, key: Key) -> Checkpoint:
-    """The checkpoint of a note that `key` signed. Raises `Wrong`."""
+def open_note(note: str, key: Key, witnesses: Sequence[Key] = (), least: int = 0) -> Checkpoint:
+    """The checkpoint of a note that `key` signed, and at least so many of the witnesses. Raises `Wrong`."""
     text, blank, signatures = note.rpartition("\n\n")
     lines = f"{text}\n".split("\n")
     if not blank or len(lines) != 4 or not signatures.endswith("\n"):
         raise Wrong("it is not a signed checkpoint")
     if lines[0] != key.name:
         raise Wrong(f"it is of the log {lines[0]}, not {key.name}")
-    signed = False
+    signed = set()
     for line in signatures[:-1].split("\n"):
         parts = line.split(" ")
         if len(parts) != 3 or parts[0] != "—" or len(signature := read_base64(parts[2])) <= 4:
             raise Wrong("it has a line that is no signature")
-        if (parts[1], signature[:4]) == (key.name, key.id):
-            try:
-                key.public.verify(signature[4:], f"{text}\n".encode())
-            except InvalidSignature:
-                raise Wrong("its signature does not hold") from None
-            signed = True
-    if not signed or len(root := read_base64(lines[2])) != 32:
+        for each in (key, *witnesses):
+            if (parts[1], signature[:4]) == (each.name, each.id):
+                each.check(signature[4:], f"{text}\n")
+                signed.add(each.id)
+    if key.id not in signed or len(root := read_base64(lines[2])) != 32:
         raise Wrong("the log's key has not signed it, or its root is not 32 bytes")
+    if len(signed) <= least:
+        raise Wrong(f"{len(signed) - 1} of {len(witnesses)} witnesses have cosigned it, not {least}")
     return Checkpoint(read_number(lines[1]), root)
 
 
@@ -155,9 +168,10 @@ def check_inclusion(leaf: bytes, index: int, size: int, nodes: list[bytes], root
 class Export:
     """Reads an export line by line, in one pass, and recomputes everything in it."""
 
-    def __init__(self, key: Key, old: list[Checkpoint], pruned: Pruned) -> None:
-        self.pruned = pruned
-        self.key = key
+    def __init__(
+        self, key: Key, old: list[Checkpoint], witnesses: Sequence[Key], least: int, pruned: Pruned
+    ) -> None:
+        self.key, self.witnesses, self.least, self.pruned = key, witnesses, least, pruned
         self.old = sorted(old, key=lambda each: each.size)
         self.tree = Tree()
         self.entries = self.checkpoints = 0
@@ -207,10 +221,8 @@ class Export:
         if self.signed != self.declared.size:
             raise Wrong(f"the checkpoint of the tree of {self.declared.size} entries is missing")
         if self.old:
-            had = self.old[-1].size
-            raise Wrong(
-                f"the tree has {self.tree.size} entries, and your old checkpoint {had}: entries are missing"
-            )
+            had = f"your old checkpoint {self.old[-1].size}"
+            raise Wrong(f"the tree has {self.tree.size} entries, and {had}: entries are missing")
         for level, hashes in self.tree.tiles.items():
             if hashes:
                 number = ((self.tree.size >> 8 * level) - len(hashes)) // TILE_WIDTH
@@ -221,7 +233,7 @@ class Export:
             raise Unreadable(f"the export is of version {told['version']}")
         self.whole, self.bodies = told["whole"], told["bodies"]
         try:
-            self.declared = open_note(told["note"], self.key)
+            self.declared = open_note(told["note"], self.key, self.witnesses, self.least)
         except Wrong as exc:
             raise Wrong(f"the newest checkpoint: {exc}") from None
         self._meet_old()
@@ -238,9 +250,7 @@ class Export:
         if len(envelope) != ENVELOPE_BYTES or envelope[:16] != MAGIC or envelope[20:24] > b"\0\0\0\1":
             raise Wrong(f"index {index}: not a leaf of this log")
         if row is not None:
-            raise Wrong(
-                f"index {index}: the stored row is not the one that was recorded{name_leaf(envelope)}"
-            )
+            raise Wrong(f"index {index}: the stored row is not what was recorded{name_leaf(envelope)}")
         if gone:
             self.pruned.check_gone(index, envelope)
         elif self.bodies:
@@ -251,9 +261,7 @@ class Export:
             self.pruned.check_body(index, envelope, body)
         leaf = hashlib.sha256(b"\0" + envelope).digest()
         if leaf != self.tile[:32]:
-            raise Wrong(
-                f"index {index}: the leaf is not the one that was put into the tree{name_leaf(envelope)}"
-            )
+            raise Wrong(f"index {index}: the leaf is not what was put into the tree{name_leaf(envelope)}")
         self.entries += 1
         self._add(leaf)
 
@@ -301,53 +309,40 @@ class Export:
     def _meet_old(self) -> None:
         while self.old and self.old[0].size == self.tree.size:
             if self.old.pop(0).root != self.tree.root:
-                raise Wrong(
-                    f"an entry below index {self.tree.size} is not what it was at your old checkpoint"
-                )
+                raise Wrong(f"an entry below index {self.tree.size} is not what it was at your checkpoint")
 
     def _somewhere(self, what: str) -> str:
         """Where leaves and their tile agree, an index cannot be named, but between which two checkpoints it is."""
         return f"from index {self.signed} on, below {self.tree.size}: something {what}"
 
 
-def check_export(path: Path, key: Key, old: list[Checkpoint], retention_days: int = 1) -> str:
+def check_export(path: Path, export: Export) -> str:
     """What an export holds, in a few words. Raises `Wrong`, `Unreadable`."""
-    export = Export(key, old, Pruned(lambda: read_lines(path), retention_days))
-    size, done, shown, watched = path.stat().st_size, 0, 0, sys.stderr.isatty()
+    watched = sys.stderr.isatty()
     with path.open("rb") as file:
         for line in file:
             export.read(line)
-            done += len(line)
-            if watched and done >= shown + size // 100:
-                shown = done
-                sys.stderr.write(f"\r{100 * done // size} %\r")
+            if watched and export.declared and not export.tree.size & 1023:
+                sys.stderr.write(f"\r{100 * export.tree.size // (export.declared.size or 1)} %\r")
     export.end()
     bodies = " with their bodies" if export.bodies else ""
     return (
         f"All holds: {export.entries} entries{bodies}, {export.hidden} leaves of others, {export.checkpoints} checkpoints of"
-        f" {key.name}.\nThe tree has {export.tree.size} entries and the root {b64encode(export.tree.root).decode()}."
+        f" {export.key.name}.\nThe tree has {export.tree.size} entries and the root {b64encode(export.tree.root).decode()}."
         + export.pruned.tell()
     )
 
 
-def check_receipt(path: Path, key: Key, entry_id: str | None, body: Path | None) -> str:
+def check_receipt(
+    path: Path, key: Key, witnesses: list[Key], least: int, entry_id: str | None, body: Path | None
+) -> str:
     """What a receipt proves, in a sentence. Raises `Wrong`, `Unreadable`."""
     text = path.read_bytes().decode("utf-8", "replace")
-    head, blank, note = text.partition("\n\n")
-    lines = head.split("\n")
-    if (
-        not blank
-        or lines[0] != "c2sp.org/tlog-proof@v1"
-        or len(lines) < 3
-        or not lines[1].startswith("extra ")
-    ):
+    if (found := RECEIPT.match(text)) is None:
         raise Unreadable("not a receipt: a tlog-proof with the leaf in its line `extra`")
-    envelope = read_base64(lines[1].removeprefix("extra "))
-    if not lines[2].startswith("index "):
-        raise Unreadable("a receipt without an index")
-    index = read_number(lines[2].removeprefix("index "))
-    nodes = [read_base64(line) for line in lines[3:]]
-    checkpoint = open_note(note, key)
+    envelope, index = read_base64(found[1]), read_number(found[2])
+    nodes = [read_base64(line) for line in found[3].split("\n")[:-1]]
+    checkpoint = open_note(text[found.end() :], key, witnesses, least)
     check_inclusion(hashlib.sha256(b"\0" + envelope).digest(), index, checkpoint.size, nodes, checkpoint.root)
     if len(envelope) != ENVELOPE_BYTES or envelope[:16] != MAGIC:
         raise Wrong("what is proven is not a leaf of this log")
@@ -377,14 +372,21 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (export, receipt):
         command.add_argument("file", type=Path)
         command.add_argument("--key", required=True, help="the log's public key, as `audit key` prints it")
+        command.add_argument("--witness", action="append", default=[], help="the key of one that must cosign")
+        command.add_argument("--threshold", type=int, help="so many of the witnesses, instead of all")
     options = parser.parse_args(arguments)
     try:
-        key = Key.parse(options.key.strip())
+        key = Key.parse(options.key)
+        witnesses = [Key.parse(text, 4) for text in dict.fromkeys(options.witness)]
+        least = len(witnesses) if options.threshold is None else options.threshold
+        if not bool(witnesses) <= least <= len(witnesses):
+            raise Unreadable("a threshold is from 1 to the number of witnesses")
         if options.what == "export":
             old = [open_note(path.read_text(encoding="utf-8"), key) for path in options.checkpoint]
-            print(check_export(options.file, key, old, options.retention_days))
+            pruned = Pruned(lambda: read_lines(options.file), options.retention_days)
+            print(check_export(options.file, Export(key, old, witnesses, least, pruned)))
         else:
-            print(check_receipt(options.file, key, options.id, options.body))
+            print(check_receipt(options.file, key, witnesses, least, options.id, options.body))
     except Wrong as exc:
         sys.stderr.write(f"WRONG: {exc}\n")
         return 1

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+MAGIC = b"pericarp/leaf/v1"
+ENVELOPE_BYTES = 112
 DAY_US = 86_400_000_000
 # An entry's line; its body stands in it byte for byte.
 ENTRY = re.compile(

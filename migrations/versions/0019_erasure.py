@@ -1,6 +1,6 @@
 """Erasure and retention: an entry's body may go, once an entry in the tree says that it does.
 
-Revision 0019, after 0017. A warrant is an entry of the tenant's own log (`admin.log_prune`, `admin.subject_erase`) that
+Revision 0019, after 0018. A warrant is an entry of the tenant's own log (`admin.log_prune`, `admin.subject_erase`) that
 says which bodies go; `issue_warrant` reads it out of the entry's own bytes, and refuses one that is too early by the
 tenant's policy. `prune_bodies` takes bodies away under a warrant whose leaf is in the tree, and the trigger on the inbox
 lets nothing else through: no other column, no other entry, nobody before the warrant is in the tree.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0019"
-down_revision = "0017"
+down_revision = "0018"
 branch_labels = None
 depends_on = None
 

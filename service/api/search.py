@@ -13,6 +13,7 @@ from service.watch import metrics
 from tenants.access import Scope
 
 if TYPE_CHECKING:
+    from service.cosigning import Cosigning
     from service.fleet.router import Fleet
     from service.processes.sandbox import Measure
     from service.processes.wire import Detector
@@ -29,6 +30,7 @@ def build_router(
     readers: Readers,
     database: Database,
     sequencing: Sequencing,
+    cosigning: Cosigning,
     model: str,
 ) -> APIRouter:
     """The routes beside those that rank. `model` is the served model's name as callers see it."""
@@ -62,7 +64,8 @@ def build_router(
     async def tell_readiness() -> dict[str, Any]:
         """True only when a worker has scored a warm-up, screening runs, the database answers and the log's tree holds.
 
-        `screening` tells what is looked with, what of it is missing, and how the processes that look are confined.
+        `screening` tells what is looked with, what of it is missing, and how the processes that look are confined;
+        `witnesses`, where there are any, how each stands, which no answer waits for.
         """
         checks = {
             "worker": fleet.ready,
@@ -78,7 +81,8 @@ def build_router(
             "detectors": [_tell_detector(each) for each in (*screen.detectors, *readers.detectors)],
             "sandbox": {"images": _tell_sandbox(screen.sandbox), "texts": _tell_sandbox(readers.sandbox)},
         }
-        return {"status": "ready", "checks": checks, "weights": weights, "screening": screening}
+        witnesses = {"witnesses": cosigning.standing} if cosigning.standing else {}
+        return {"status": "ready", "checks": checks, "weights": weights, "screening": screening, **witnesses}
 
     @router.get("/metrics", tags=["operations"], summary="Prometheus metrics (platform_admin keys)")
     async def export_metrics(request: Request) -> Response:

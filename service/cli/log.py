@@ -59,6 +59,9 @@ def export(
         str | None, typer.Option(metavar="NAME", help="This tenant's entries; others' as hashes alone.")
     ] = None,
     bodies: Annotated[bool, typer.Option(help="With the entries' bytes, or with their hashes alone.")] = True,
+    cosigned: Annotated[
+        bool, typer.Option("--cosigned", help="Up to the newest checkpoint that witnesses have cosigned.")
+    ] = False,
 ) -> None:
     """Write the log, in lines of JSON that tools/verify.py checks. Needs the database's owner, as `migrate` does.
 
@@ -72,6 +75,7 @@ def export(
                 owner_url,
                 tenant=tenant,
                 bodies=bodies,
+                cosigned=cosigned,
                 told=lambda done, size: bar.update(task, completed=done, total=size),
             ):
                 out.write(line)

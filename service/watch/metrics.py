@@ -80,6 +80,18 @@ LOG_FAILURES = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+COSIGNED_SIZE = Gauge(
+    "pericarp_log_cosigned_size",
+    "Entries in the newest tree that a witness has cosigned, as this gateway knows.",
+    ["witness"],
+    registry=REGISTRY,
+)
+COSIGNING_FAILURES = Counter(
+    "pericarp_log_cosigning_failures",
+    "Times that a witness did not cosign.",
+    ["reason"],
+    registry=REGISTRY,
+)
 
 
 def render() -> bytes:

@@ -40,7 +40,7 @@ GATEWAYS, CLIENTS = 4, 64
 GENEROUS = ("requests_per_minute=1000000", "concurrent_requests=1000", "tokens_per_minute=60000000")
 
 
-def launch(home: Path) -> Service:
+def launch(home: Path, **settings: str) -> Service:
     folder = Path(tempfile.mkdtemp(prefix="start-", dir=home.parent))
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
@@ -49,7 +49,7 @@ def launch(home: Path) -> Service:
                 *("--worker", "tests.integration.fake_worker", "--model", "puppet"),
             ],
             cwd=REPOSITORY,
-            env=environment(home, PERICARP_SCREENERS="1", PERICARP_DEADLINE_S="100"),
+            env=environment(home, PERICARP_SCREENERS="1", PERICARP_DEADLINE_S="100", **settings),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

@@ -229,6 +229,8 @@ class Log(RuleBasedStateMachine):
         export = verify.Export(
             verify.Key.parse(SIGNER.key.text),
             [verify.open_note(note, verify.Key.parse(SIGNER.key.text)) for note in self.kept],
+            [],
+            0,
             verify.Pruned(lambda: lines),
         )
         try:

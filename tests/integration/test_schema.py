@@ -26,7 +26,10 @@ from tests.integration.conftest import MakeCaller, Proxy, Secrets, run_as_superu
 
 pytestmark = pytest.mark.timeout(120)
 
-TENANTLESS = ("gateway", "audit_waiting", "audit_tile", "audit_checkpoint")
+TENANTLESS = (
+    *("gateway", "audit_waiting", "audit_tile", "audit_checkpoint"),
+    *("audit_cosignature", "audit_witness"),
+)
 """Tables with nothing of one tenant alone."""
 
 
@@ -160,6 +163,8 @@ async def test_unique_constraints_lead_with_the_tenant(superuser_url: str) -> No
         "pericarp.audit_leaf_index_key",  # made by the sequencer, never by a caller
         "pericarp.audit_tile_pkey",
         "pericarp.audit_checkpoint_pkey",
+        "pericarp.audit_cosignature_pkey",
+        "pericarp.audit_witness_pkey",
     }
 
 
