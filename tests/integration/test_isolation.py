@@ -49,8 +49,10 @@ from tests.integration.conftest import MakeCaller
 from tests.integration.test_schema import TENANTLESS
 
 ROOT = Path(__file__).resolve().parents[2]
+CLOSED = ("audit_retention", "audit_warrant")
+"""What the runtime role may not even read: functions alone do."""
 TABLES = sorted(
-    (table for table in metadata.tables.values() if table.name not in TENANTLESS),
+    (table for table in metadata.tables.values() if table.name not in {*TENANTLESS, *CLOSED}),
     key=lambda table: table.name,
 )
 
@@ -169,6 +171,17 @@ async def test_without_a_tenant_there_are_no_rows(
             assert await plain.fetchval(count) > 0
         assert await plain.fetchval("select current_setting('app.tenant_id', true)") == ""
         assert await plain.fetchval(count) == 0
+
+
+@pytest.mark.parametrize("table", CLOSED)
+async def test_what_only_functions_read_is_closed(
+    plain: asyncpg.Connection[asyncpg.Record], residents: tuple[Resident, Resident], table: str
+) -> None:
+    async with plain.transaction():
+        await plain.execute("select set_config('app.tenant_id', $1, true)", str(residents[0].caller.tenant))
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            async with plain.transaction():
+                await plain.fetchval(f"select count(*) from pericarp.{table}")
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: str(table.name))
@@ -293,8 +306,8 @@ async def test_what_fails_is_rolled_back(database: Database, make_caller: MakeCa
         ]
 
 
-def test_tenant_ids_are_minted_in_four_places() -> None:
-    """Whoever holds a TenantId got it from a proof, a key or the directory; the type is the first wall."""
+def test_tenant_ids_are_minted_in_five_places() -> None:
+    """Whoever holds a TenantId got it from a proof, a key, the directory or the work list of pruning."""
     minted = {
         path.relative_to(ROOT).as_posix()
         for folder in ("service", "tenants", "models")
@@ -302,7 +315,9 @@ def test_tenant_ids_are_minted_in_four_places() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "TenantId"
     }
-    assert minted == {"tenants/access.py", "tenants/directory.py", "tenants/lifecycle.py", "tenants/keys.py"}
+    assert minted == {
+        f"tenants/{name}.py" for name in ("access", "directory", "lifecycle", "keys", "pruning")
+    }
 
 
 def test_only_the_database_module_commits() -> None:
