@@ -1,4 +1,4 @@
-# Two commands: `make run` (an installation, ready to answer) and `make test` (the whole suite).
+# Two commands: `make run` (an installation, ready to answer) and `make test` (the suite).
 # `make help` lists the rest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -11,7 +11,7 @@ LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --gene
           --no-emit-package torch --no-emit-package av
 
 .DEFAULT_GOAL := help
-.PHONY: help run install install-dev test check format lock bench bench-peers clean
+.PHONY: help run install install-dev test campaign check format lock bench bench-peers clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,8 +40,11 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	@$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
 
-test: install-dev ## The whole suite, against a real Postgres and real worker processes
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+test: install-dev ## The suite, against a real Postgres and real worker processes
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not campaign" $(PYTEST_ARGS)
+
+campaign: install-dev ## Kills and rollbacks that take minutes
+	@$(BIN)/python -m pytest -m campaign $(PYTEST_ARGS)
 
 check: install-dev ## Format, lint, types, import contract, file sizes
 	@$(BIN)/ruff format --check .

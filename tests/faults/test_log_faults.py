@@ -112,6 +112,7 @@ def checked_export(home: Path, *more: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.campaign
 def test_gateways_that_are_killed_again_and_again_lose_and_double_no_entry(
     gateways: list[Service], tmp_path: Path
 ) -> None:

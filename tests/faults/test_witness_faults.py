@@ -155,6 +155,7 @@ def test_an_answer_is_cosigned_within_seconds_and_proven_by_both_keys(pair: Pair
         put_down(service)
 
 
+@pytest.mark.campaign
 def test_a_witness_that_is_away_keeps_nobody_waiting_and_goes_on_where_it_was(pair: Pair) -> None:
     service = pair.start()
     try:
@@ -181,6 +182,7 @@ def test_a_witness_that_is_away_keeps_nobody_waiting_and_goes_on_where_it_was(pa
         put_down(service)
 
 
+@pytest.mark.campaign
 def test_an_older_database_is_told_by_its_witness_and_proven_by_what_that_kept(
     pair: Pair, tmp_path: Path
 ) -> None:
