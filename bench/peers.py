@@ -27,13 +27,11 @@ import gc
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -43,17 +41,15 @@ sys.path.insert(0, str(ROOT))
 
 from bench import vllm_peer  # noqa: E402
 from bench.contest import CLIENTS, TURN_S, CrossEncoder, Peer, Server, Turn, Work, cross_encoder  # noqa: E402
+from bench.report import circumstances, close  # noqa: E402
 from bench.request import (  # noqa: E402
     console,
-    cpu_model,
-    git_commit,
     make_cases,
     own_service,
     served_model,
     spread,
 )
 from models.weights import DEMO_DIRECTORY  # noqa: E402
-from service import __version__  # noqa: E402
 
 CORES = 2
 ROUNDS, QUICK_ROUNDS = 5, 1
@@ -319,23 +315,14 @@ def main() -> int:
         figures = figures_of(take_turns(peers, works, rounds, until_s)) if agreement else []
     aims = aims_of(figures)
     report = {
-        "name": "peers",
-        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "load_before": load_before},
-        "versions": {"pericarp": __version__, "python": platform.python_version()},
-        "commit": git_commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "quick": options.quick,
+        **circumstances("peers", quick=options.quick, load_before=load_before),
         "peers": told,
         "skipped": skipped,
         "agreement_with_ours": agreement,
         "figures": figures,
         "aims": aims,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n")
-    return 0 if all(aim["ok"] for aim in aims) else 1
+    return close(report, options.out)
 
 
 if __name__ == "__main__":

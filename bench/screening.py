@@ -10,21 +10,17 @@ With --only the other half's kept figures stay as they are; the file says of eac
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.request import cpu_model, git_commit  # noqa: E402
+from bench.report import circumstances, close  # noqa: E402
 from bench.screening_image import measure_image  # noqa: E402
 from bench.screening_text import measure_text  # noqa: E402
-from service import __version__  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "screening.json"
 
@@ -48,8 +44,8 @@ def main() -> int:
         parser.error("only full runs are saved")
     halves = [half for half in HALVES if options.only in (None, half)]
     load_before = round(os.getloadavg()[0], 2)
-    machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "load_before": load_before}
-    run = {"commit": git_commit(), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine}
+    head = circumstances("screening", PACKAGES, quick=options.quick, load_before=load_before)
+    run = {name: head[name] for name in ("commit", "date", "machine")}
     kept = json.loads(RESULTS.read_text()) if options.save and options.only else {}
     figures, aims = (
         [each for each in kept.get(name, ()) if each["half"] not in halves] for name in ("figures", "aims")
@@ -63,26 +59,12 @@ def main() -> int:
         for table, rows in zip((figures, aims), found, strict=True):
             table += [{"half": half, **row} for row in rows]
     report = {
-        "name": "screening",
-        "machine": machine,
-        "versions": {
-            "pericarp": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-        "commit": run["commit"],
-        "date": run["date"],
+        **head,
         "runs": {**kept.get("runs", {}), **dict.fromkeys(halves, run)},
-        "quick": options.quick,
         "figures": figures,
         "aims": aims,
     }
-    text = json.dumps(report, indent=2, ensure_ascii=False)
-    print(text)
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(text + "\n")
-    return 0 if all(aim["ok"] for aim in aims) else 1
+    return close(report, RESULTS if options.save else None)
 
 
 if __name__ == "__main__":

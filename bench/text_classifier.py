@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.disguises import DISGUISES  # noqa: E402
-from bench.request import git_commit  # noqa: E402
+from bench.report import git_commit  # noqa: E402
 from bench.text_corpora import (  # noqa: E402
     DEV,
     TEST,

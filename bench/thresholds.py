@@ -28,16 +28,14 @@ part: this says how rules behave under these assumptions, not how often detector
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +44,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.request import console, cpu_model, git_commit  # noqa: E402
-from service import __version__  # noqa: E402
+from bench.report import circumstances, close  # noqa: E402
+from bench.request import console  # noqa: E402
 from tenants.adaptation import Situation, Vote, begin, bounds, step  # noqa: E402
 from tenants.evidence import Measure, odds_of  # noqa: E402
 from tenants.reviews import COUNTS_DAYS  # noqa: E402
@@ -343,23 +341,13 @@ def main() -> int:
     took_s = time.monotonic() - began_s
     aims = aims_of(figures, took_s if options.quick else quick_s)
     report = {
-        "name": "thresholds",
-        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "load_before": load_before},
-        "versions": {"pericarp": __version__, "python": platform.python_version(), "numpy": np.__version__},
-        "commit": git_commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "quick": options.quick,
+        **circumstances("thresholds", ("numpy",), quick=options.quick, load_before=load_before),
         "seconds": round(took_s, 1),
         "simulated": {"days": DAYS, "items_a_day": ITEMS, "anchor": ANCHOR, "poison": POISON, "seeds": seeds},
         "figures": figures,
         "aims": aims,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(text + "\n")
-    return 0 if all(aim["ok"] for aim in aims) else 1
+    return close(report, RESULTS if options.save else None)
 
 
 if __name__ == "__main__":

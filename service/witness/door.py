@@ -32,7 +32,8 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            raise NotImplementedError
+            # ASGI: whatever an application does not speak (lifespan, websockets), it answers by raising.
+            raise ValueError(f"a witness speaks HTTP alone, not {scope['type']}")
         answer = await self._answer(scope, receive)
         body = answer.body.encode()
         headers = [
