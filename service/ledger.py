@@ -194,11 +194,10 @@ class Ledger:
         caller = exchange.known_caller
         if exchange.screened is not None:
             prints = await self.audit.fingerprints(caller.tenant)
-            # A token speaks for its own subject alone; a key for whomever its backend names.
-            named = prints.end_user(exchange.end_user) if exchange.end_user else ""
-            end_user = (
-                prints.subject(caller.subject) if caller.subject else named or prints.subject(caller.key_id)
-            )
+            if caller.subject or not exchange.end_user:  # a token speaks for its own subject alone
+                end_user = prints.subject(caller.subject or caller.key_id)
+            else:
+                end_user = prints.end_user(exchange.end_user)
             self.evidence.note(caller.tenant, exchange.screened.evidence(entry_id, end_user, caller.policy))
 
     async def _entry(

@@ -52,17 +52,9 @@ class Served:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
-    def rerank(self, body: object, key: str, **headers: str | bytes) -> httpx.Response:
-        """`headers` are named with low lines for hyphens."""
+    def rerank(self, body: object, key: str, headers: dict[bytes, bytes] | None = None) -> httpx.Response:
         with self.client(key) as client:
-            named = [(name.replace("_", "-").encode(), value) for name, value in headers.items()]
-            return client.post(
-                "/v1/rerank",
-                json=body,
-                headers=[
-                    (name, value.encode() if isinstance(value, str) else value) for name, value in named
-                ],
-            )
+            return client.post("/v1/rerank", json=body, headers=headers)
 
     def search_key(self, **limits: Any) -> tuple[str, str]:
         """A new tenant of that Policy: its name, and a search key of its own."""

@@ -232,7 +232,9 @@ def test_items_are_of_whom_the_backend_names(service: Served, platform: httpx.Cl
     def seen(*names: str) -> None:
         for name in names:
             answer = service.rerank(
-                {"query": "a text", "documents": [RISKY]}, house.search, pericarp_end_user=name
+                {"query": "a text", "documents": [RISKY]},
+                house.search,
+                headers={b"Pericarp-End-User": name.encode()},
             )
             assert answer.status_code == 200, answer.text
 
@@ -251,7 +253,7 @@ def test_an_end_user_who_is_no_name_is_refused(service: Served, house: House, na
     answer = service.rerank(
         {"query": "a text", "documents": ["a"]},
         house.search,
-        pericarp_end_user=name.encode(),
+        headers={b"Pericarp-End-User": name.encode()},
     )
     assert answer.status_code == 422
     assert (answer.json()["code"], answer.json()["field"]) == ("invalid_request", "Pericarp-End-User")

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from tenants import merkle
-from tenants.access import TenantId
+from tenants.access import Caller, TenantId
 from tenants.audit import Audit, encode
 from tenants.checkpoint import Signer, open_checkpoint
 from tenants.database import Database, migrate
@@ -84,6 +84,14 @@ async def check_whole(plain: asyncpg.Connection[asyncpg.Record], signer: Signer)
         assert checkpoint.root == merkle.root(row["size"], lambda level, number: tiles[level, number])
 
 
+async def leaves(plain: asyncpg.Connection[asyncpg.Record], caller: Caller) -> list[uuid.UUID]:
+    """Ids of the tenant's entries in the tree, in its order."""
+    found = await plain.fetch(
+        "select id from pericarp.audit_leaf where tenant_id = $1 order by index", caller.tenant
+    )
+    return [row["id"] for row in found]
+
+
 async def test_entries_become_leaves_in_the_order_of_the_queue(
     audit: Audit,
     sequencer: Sequencer,
@@ -125,10 +133,7 @@ async def test_a_clock_that_was_set_back_changes_no_order(
             )
         )
     await drain(sequencer)
-    found = await plain.fetch(
-        "select id from pericarp.audit_leaf where tenant_id = $1 order by index", caller.tenant
-    )
-    assert [row["id"] for row in found] == made
+    assert await leaves(plain, caller) == made
     await check_whole(plain, signer)
 
 
@@ -147,8 +152,7 @@ async def test_a_rolled_back_entry_leaves_no_leaf_and_no_gap(
             raise ZeroDivisionError
     (kept,) = await record(audit, caller.tenant, 1)
     await drain(sequencer)
-    found = await plain.fetch("select id from pericarp.audit_leaf where tenant_id = $1", caller.tenant)
-    assert [row["id"] for row in found] == [kept]
+    assert await leaves(plain, caller) == [kept]
     await check_whole(plain, signer)
 
 
@@ -287,10 +291,7 @@ async def test_a_kill_at_any_moment_of_a_step_loses_and_doubles_nothing(
     while (step := await sequencer.step()).size is None:  # until the server has noticed that it is gone
         await asyncio.sleep(0.01)
     assert (step.integrated, step.size) == (0 if moment == 4 else 4, before + 4)
-    found = await plain.fetch(
-        "select id from pericarp.audit_leaf where tenant_id = $1 order by index", caller.tenant
-    )
-    assert [row["id"] for row in found] == made
+    assert await leaves(plain, caller) == made
     await check_whole(plain, signer)
 
 
@@ -309,10 +310,7 @@ async def test_entries_from_before_the_tree_are_queued_by_the_migration(
     await migrate(owner_url)
     made += await record(audit, caller.tenant, 1)
     await drain(Sequencer(database, signer))
-    found = await plain.fetch(
-        "select id from pericarp.audit_leaf where tenant_id = $1 order by index", caller.tenant
-    )
-    assert [row["id"] for row in found] == made
+    assert await leaves(plain, caller) == made
     assert await plain.fetchval(
         "select relforcerowsecurity from pg_class where oid = 'pericarp.audit_inbox'::regclass"
     )
