@@ -142,8 +142,10 @@ class Log(RuleBasedStateMachine):
     @precondition(lambda self: self.honest)
     @rule(place=st.floats(0, 1, exclude_max=True))
     def erase(self, place: float) -> None:
-        """The body of one entry goes, by another's word."""
-        victim = self.do(self._with_body(place))
+        """The body of one entry goes, by another's word; where only such words have a body left, one comes for it."""
+        if (victim := self.do(self._with_body(place))) is None:
+            self.append(1)
+            victim = self.do(self._with_body(place))
 
         async def say() -> UUID:
             details = {"reason": "asked", "rows": 0, "entries": [str(victim)]}
@@ -257,16 +259,16 @@ class Log(RuleBasedStateMachine):
         )
         return count
 
-    async def _with_body(self, place: float, *, integrated: bool = False) -> UUID:
+    async def _with_body(self, place: float, *, integrated: bool = False) -> UUID | None:
         """Of the entries that still have their body, the one that lies so far in: of those in the tree, or of those that
-        say of no other that its body goes."""
-        ids: list[UUID] = await self._ask(
+        say of no other that its body goes. None where there is no such entry."""
+        ids: list[UUID] | None = await self._ask(
             "select array_agg(i.id order by i.recorded_at) from pericarp.audit_inbox i where i.body is not null"
             " and (not $1 or exists (select from pericarp.audit_leaf l where l.id = i.id))"
             " and ($1 or not exists (select from pericarp.audit_warrant w where w.id = i.id))",
             integrated,
         )
-        return ids[int(place * len(ids))]
+        return ids[int(place * len(ids))] if ids else None
 
     async def _ask(self, query: str, *arguments: object) -> Any:
         connection = await asyncpg.connect(self.superuser_url)
