@@ -36,6 +36,7 @@ from service.bindings import Bindings
 from service.clean import CleanImage
 from service.containment import Enforcement
 from service.cosigning import Cosigning
+from service.custody import read_trust
 from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.fleet.local import LocalFleet
@@ -193,6 +194,7 @@ def create_app(
         weights_check_s=settings.weights_check_s,
         keep_warm=keep_warm,
         offline=settings.model_is_local,
+        trust=read_trust(settings),
     )
     bindings = Bindings(sessions=sessions, fleet=serving)
     vetting = Vetting(screen=screen, readers=readers, recall=recall, fleet=serving)

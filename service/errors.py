@@ -9,6 +9,7 @@
     ├── NotFound            no such path or object
     ├── PreconditionMissing a change that must name the version that it changes
     ├── ModelUnknown        the request names a model that is not served
+    ├── ModelUnavailable    the model's files are not those that may be served
     ├── NotReady            no worker has scored its warm-up yet, or the database does not answer
     ├── MethodNotAllowed
     ├── DocumentTooLong     a document would have to be cut, and truncation is off; `field` says which
@@ -128,6 +129,10 @@ class ModelUnknown(ServiceError):
     """That model is not served here."""
 
 
+class ModelUnavailable(ServiceError):
+    """The model cannot be served: its files are not those that were signed. The operator has to look."""
+
+
 class NotReady(ServiceError):
     """The service is not ready yet."""
 
@@ -234,6 +239,7 @@ TABLE: dict[type[Exception], Meaning] = {
     DatabaseUnavailable: Meaning(503, "database_unavailable", 1),
     KeySetMissing: Meaning(503, "issuer_unavailable", 2),
     ModelUnknown: Meaning(404, "model_not_found"),
+    ModelUnavailable: Meaning(503, "model_unavailable", 30),
     NotReady: Meaning(503, "not_ready", 1),
     NotFound: Meaning(404, "not_found"),
     SessionNotFound: Meaning(404, "session_not_found"),

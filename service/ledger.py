@@ -228,6 +228,8 @@ class Ledger:
             details["end_user"] = prints.end_user(exchange.end_user)
         if exchange.screened is not None:
             details["screening"] = exchange.screened.details()
+        if card is not None and (card.manifest or card.revision):
+            details["model"] = {"manifest": card.manifest, "revision": card.revision}
         return Entry(
             request_id=exchange.request_id,
             tenant=caller.tenant,

@@ -142,6 +142,22 @@ class Settings(BaseSettings):
         "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
     )
 
+    # Whose models are served: service/custody.py
+    model_key: FilePath | None = Field(
+        None,
+        description="PEM file of the public key that the model must be signed with; unset: a model needs no signature.",
+    )
+    model_signature: Path | None = Field(
+        None, description="File of the model's signed manifest; unset: `model.sig` in the model's folder."
+    )
+    model_seal_fd: int | None = Field(
+        None, ge=0, description="Descriptor that the key of a sealed model is read from, once, at the start."
+    )
+    model_seal_command: tuple[str, ...] = Field(
+        (),
+        description='Or the command that prints it, as JSON: `["kms", "decrypt", "…"]`. It is run without a shell.',
+    )
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -189,6 +205,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 "PERICARP_CLIENT_CA needs PERICARP_TLS_CERTIFICATE, or PERICARP_CLIENT_CERT_HEADER behind a proxy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_a_model_is_trusted_by_is_whole(self) -> Settings:
+        if self.model_seal_fd is not None and self.model_seal_command:
+            raise ValueError("PERICARP_MODEL_SEAL_FD and PERICARP_MODEL_SEAL_COMMAND exclude each other")
+        if self.model_key is None and (
+            self.model_signature or self.model_seal_fd is not None or self.model_seal_command
+        ):
+            raise ValueError("PERICARP_MODEL_SIGNATURE and PERICARP_MODEL_SEAL_… need PERICARP_MODEL_KEY")
         return self
 
     @model_validator(mode="after")

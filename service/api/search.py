@@ -46,6 +46,8 @@ def build_router(
         if card is not None:
             told |= {
                 "digest": card.digest,
+                **({"manifest": card.manifest} if card.manifest else {}),
+                **({"revision": card.revision} if card.revision else {}),
                 "parameters": card.parameters,
                 "dtype": card.dtype,
                 "attention": card.attention,
@@ -65,7 +67,7 @@ def build_router(
         """True only when a worker has scored a warm-up, screening runs, the database answers and the log's tree holds.
 
         `screening` tells what is looked with, what of it is missing, and how the processes that look are confined;
-        `witnesses`, where there are any, how each stands, which no answer waits for.
+        `model` which files are served; `witnesses`, where there are any, how each stands, which no answer waits for.
         """
         checks = {
             "worker": fleet.ready,
@@ -75,14 +77,22 @@ def build_router(
         }
         if not all(checks.values()):
             missing = ", ".join(name for name, ready in checks.items() if not ready)
-            raise NotReady(f"Not ready yet: {missing}.", reason=missing)
+            because = f" The model is refused: {fleet.refusal}." if fleet.refusal else ""
+            raise NotReady(f"Not ready yet: {missing}.{because}", reason=missing)
         weights = "unknown" if fleet.card is None else fleet.card.weights
         screening = {
             "detectors": [_tell_detector(each) for each in (*screen.detectors, *readers.detectors)],
             "sandbox": {"images": _tell_sandbox(screen.sandbox), "texts": _tell_sandbox(readers.sandbox)},
         }
         witnesses = {"witnesses": cosigning.standing} if cosigning.standing else {}
-        return {"status": "ready", "checks": checks, "weights": weights, "screening": screening, **witnesses}
+        return {
+            "status": "ready",
+            "checks": checks,
+            "weights": weights,
+            "model": _tell_model(model, fleet),
+            "screening": screening,
+            **witnesses,
+        }
 
     @router.get("/metrics", tags=["operations"], summary="Prometheus metrics (platform_admin keys)")
     async def export_metrics(request: Request) -> Response:
@@ -102,6 +112,19 @@ def build_router(
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     return router
+
+
+def _tell_model(model: str, fleet: Fleet) -> dict[str, Any]:
+    """`refused` says why the files are no longer what they were when the workers that live were started."""
+    card = fleet.card
+    told = {"id": model, "digest": None, "manifest": None, "revision": None}
+    if card is not None:
+        told |= {
+            "digest": card.digest,
+            "manifest": card.manifest or None,
+            "revision": card.revision or None,
+        }
+    return told | ({"refused": fleet.refusal} if fleet.refusal else {})
 
 
 def _tell_detector(detector: Detector) -> dict[str, Any]:

@@ -21,15 +21,15 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
-from models import Job, ModelCard
-from service.errors import DeadlineExceeded, Overloaded, WorkerLost
+from models import ANYONE, Job, ModelCard, Trust
+from service.errors import DeadlineExceeded, ServiceError, WorkerLost
 from service.fleet import replies
 from service.fleet.diary import Diary
 from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreReply, ScoreRequest
 from service.fleet.ownership import Owner, Ownership, may_lend
 from service.fleet.router import LentState, Party, Scored, Ticket, WorkerState
 from service.fleet.seats import Rules, Seat, Seating
-from service.fleet.starts import FIRST_UID, Starts, worker_launch
+from service.fleet.starts import FIRST_UID, Starts, stopping, worker_launch
 from service.processes.children import Child, ChildLost, Launch, start_child
 from service.processes.wire import WireError
 
@@ -41,8 +41,6 @@ PIXEL_BYTES_AT_ONCE = 256 * 1024 * 1024
 """Of all jobs at one worker, unless one alone has more: some 90 of the largest images, seconds of work."""
 OVERRUN_S = 30.0
 """A worker that has not answered a job so long after its deadline is taken to hang and is killed."""
-STOPPING = ("The service is stopping.", "stopping")
-NO_START = ("No worker can be started at the moment.", "worker_start")
 
 
 class LocalFleet:
@@ -72,10 +70,11 @@ class LocalFleet:
         owner: str = "service.fleet.owner",
         share_weights: bool = True,
         weights_check_s: float = 60.0,
+        trust: Trust = ANYONE,
     ) -> None:
         """`worker` and `owner` are the modules that they run. `first_uid` counts only where the gateway is root.
 
-        Without `share_weights` every worker has a copy of its own.
+        Without `share_weights` every worker has a copy of its own. `trust` says who must have signed the model.
         """
         self._diary = Diary()
         if len(keep_warm) > max_workers:
@@ -102,6 +101,7 @@ class LocalFleet:
             start_s=start_s,
             silence_s=silence_s,
             told=self._diary.hear,
+            trust=trust,
         )
         self._starts = Starts(launch, first_uid=first_uid)
         self._own_starts = Starts(launch, first_uid=first_uid, own_weights=True, uids=self._starts.uids)
@@ -127,6 +127,10 @@ class LocalFleet:
     @property
     def reason(self) -> str | None:
         return self._starts.reason or self._own_starts.reason
+
+    @property
+    def refusal(self) -> str | None:
+        return self._starts.refusal or self._own_starts.refusal
 
     @property
     def card(self) -> ModelCard | None:
@@ -164,8 +168,8 @@ class LocalFleet:
         seats, self._seating.seats = self._seating.seats, []
         for seat in seats:
             for ticket in seat.tickets:
-                ticket.fail(Overloaded(STOPPING[0], reason=STOPPING[1]))
-        self._refuse(list(self._seating.lines), *STOPPING)
+                ticket.fail(stopping())
+        self._refuse(list(self._seating.lines), stopping)
         stops = (seat.child.stop() for seat in seats)
         await asyncio.gather(*stops, *self._endings, *self._work, return_exceptions=True)
         await self._ownership.close()
@@ -184,7 +188,7 @@ class LocalFleet:
         if party.tenant not in (None, tenant):
             raise ValueError("the party is another tenant's")
         if not self._open:
-            raise Overloaded(STOPPING[0], reason=STOPPING[1])
+            raise stopping()
         answer: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         ticket = Ticket(next(self._ids), tenant, party, job, time.monotonic() + deadline_s, session, answer)
         self._post(partial(self._seating.join, ticket))
@@ -218,7 +222,7 @@ class LocalFleet:
             if self._open:  # a bug of ours: refuse clearly rather than hang
                 self._open, self._starts.reason = False, "the dispatcher broke"
                 self._diary.tell_broken()
-                self._refuse(list(self._seating.lines), *STOPPING)
+                self._refuse(list(self._seating.lines), stopping)
 
     def _post(self, event: Callable[[], None]) -> None:
         self._inbox.put_nowait(event)
@@ -280,7 +284,7 @@ class LocalFleet:
             wanted = self._seating.lacking(own_weights=own)  # counted before those who wait are refused
             if starts.hopeless:
                 missing = [party for party in self._seating.missing() if party.own_weights is own]
-                self._refuse(missing, *NO_START, starts.retry_after_s(now))
+                self._refuse(missing, partial(starts.excuse, now))
             if not own and not self._ownership.settled:
                 continue
             if not own and not starts.proven:  # prove that a worker can be had
@@ -290,12 +294,12 @@ class LocalFleet:
                 launch, owner = self._ownership.begin() if share else (starts.begin(share=False), None)
                 self._run(self._start(starts, launch, owner), self._work)
 
-    def _refuse(self, parties: Iterable[Party], detail: str, reason: str, retry_after_s: int = 1) -> None:
+    def _refuse(self, parties: Iterable[Party], error: Callable[[], ServiceError]) -> None:
         """Fail all that waits in these parties' lines."""
         for party in parties:
             line = self._seating.lines.pop(party, None)
             for ticket in line or ():
-                ticket.fail(Overloaded(detail, reason=reason, retry_after_s=retry_after_s))
+                ticket.fail(error())
 
     def _retire(self, seat: Seat, why: str) -> None:
         self._seating.seats.remove(seat)
@@ -309,8 +313,7 @@ class LocalFleet:
             child = await start_child(launch)
         except Exception as exc:  # noqa: BLE001 - whatever it is, a start that is not counted as failed hangs
             self._ownership.give_back(owner)
-            reason = str(exc) if isinstance(exc, ChildLost) else repr(exc)
-            self._post(partial(self._mourn_start, starts, reason))
+            self._post(partial(self._mourn_start, starts, exc))
         else:
             self._post(partial(self._welcome, starts, child, owner))
 
@@ -359,10 +362,9 @@ class LocalFleet:
         child.lost.add_done_callback(lambda _: self._post(partial(self._mourn, seat)))
         self._diary.tell_ready(child)
 
-    def _mourn_start(self, starts: Starts, reason: str) -> None:
-        starts.failed(reason)
+    def _mourn_start(self, starts: Starts, exc: Exception) -> None:
+        self._diary.tell_not_started(starts.failed(exc))
         self._seating.failing.add(starts.own_weights)
-        self._diary.tell_not_started(reason)
 
     def _mourn(self, seat: Seat) -> None:
         """A worker died: its jobs go back to the front of the line, each once."""

@@ -132,7 +132,7 @@ class Fleet(Protocol):
 
         What it computes is kept under `session` for the next job of that session, until `end_session`. A job
         whose worker dies is scored again in another, once. Cancelling takes it out of the line, or what is left
-        of it out of its worker. Raises Overloaded (no room, or no worker can be started), DeadlineExceeded,
+        of it out of its worker. Raises Overloaded (no room, or no worker can be started), ModelUnavailable, DeadlineExceeded,
         WorkerLost, BodyTooLarge (the decoded job is too large to be sent), BadRequest (it holds text that is no
         text), DocumentTooLong, JobTooLong and ModelFailed.
         """
@@ -162,6 +162,11 @@ class Fleet(Protocol):
     @property
     def reason(self) -> str | None:
         """Why there is trouble, in words for the operator; may name files. None where there is none."""
+        ...
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no new worker serves the model: its files are not those that may be served. Holds no path."""
         ...
 
     @property

@@ -1,7 +1,7 @@
 """A worker's main: load one model, score a warm-up, say Hello; then begin every job that is read, and answer it.
 
     python -m service.fleet.worker --fd N --parent PID --model NAME --device D --dtype T --threads N [--uid N]
-        [--shared N | --offer N | --own-weights]
+        [--shared N | --offer N | --own-weights] [--signer KEY --signature FILE --seal-key N]
 
 A worker serves the tenant, or the group of tenants, that its first `Assign` names, and no other for as long as it
 lives; what it keeps of one tenant's work is of no use to another's. It holds no
@@ -33,6 +33,7 @@ from models import (
     JobTooLong,
     ModelError,
     ModelFailed,
+    ModelRefused,
     Pixels,
     Reranker,
     Scores,
@@ -48,6 +49,7 @@ from service.fleet.messages import (
     ScoreRequest,
     TooLong,
 )
+from service.fleet.trusting import REFUSED, add_arguments, read_trust
 from service.processes.parent import BROKEN, Parent, leave, name_process, tell_unforeseen
 from service.processes.sandbox import Confinement, confine
 from service.processes.wire import Failure, Hello, WireError
@@ -67,7 +69,7 @@ def run(argv: Sequence[str], load_model: Load) -> NoReturn:
     """Be a worker until the parent goes away. `load_model` is the only thing that tests replace."""
     options = _parse(argv)
     parent = Parent(
-        options.fd, options.parent, SCORING, keep=options.offer if options.shared is None else options.shared
+        options.fd, options.parent, SCORING, keep=[options.shared, options.offer, options.seal_key]
     )
     name_process("prc-worker")
     faulthandler.enable()  # frames only, no values
@@ -81,7 +83,7 @@ def run(argv: Sequence[str], load_model: Load) -> NoReturn:
         _warm_up(reranker)
     except ModelError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201
-        leave(CANNOT_LOAD)
+        leave(REFUSED if isinstance(exc, ModelRefused) else CANNOT_LOAD)
     warm_s = time.perf_counter()
     gc.collect()
     gc.freeze()  # the model outlives every job: no collection needs to walk it
@@ -213,6 +215,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--uid", type=int)
+    add_arguments(parser)
     sharing = parser.add_mutually_exclusive_group()
     sharing.add_argument("--shared", type=int)
     sharing.add_argument("--offer", type=int)
@@ -229,6 +232,7 @@ def _load(options: argparse.Namespace) -> Reranker:
         shared=options.shared,
         offer=options.offer,
         own_weights=options.own_weights,
+        trust=read_trust(options),
     )
 
 

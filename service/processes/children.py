@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +30,15 @@ FORBIDDEN_CALL = b"ended by the kernel: it made a system call that its filter do
 
 
 class ChildLost(Exception):
-    """The child is gone: it ended, was killed, fell silent, or never started."""
+    """The child is gone: it ended, was killed, fell silent, or never started.
+
+    Of one that never started there may be its exit `status`, and its `last_words` on stderr.
+    """
+
+    def __init__(self, reason: str, *, status: int | None = None, last_words: str = "") -> None:
+        super().__init__(reason)
+        self.status = status
+        self.last_words = last_words
 
 
 class Request(Protocol):
@@ -45,7 +53,8 @@ class Launch:
     """How to start one kind of child.
 
     `{fd}`, `{parent}` and `{shared}` in `argv` become the number of the inherited socket, the gateway's pid, and
-    `shared`, a descriptor that the child inherits under the same number. `environ` is the child's whole environment.
+    `shared`, a descriptor that the child inherits under the same number; `{secret}` that of a pipe from which `secret`,
+    4 KiB at most, can be read once. `environ` is the child's whole environment.
     `told` gets each line of its stderr, cut short, and a word of ours where the kernel ended it; it must not raise.
     """
 
@@ -57,6 +66,7 @@ class Launch:
     grace_s: float = 2.0
     told: Callable[[str], None] | None = None
     shared: int | None = None
+    secret: bytes | None = field(default=None, repr=False)
 
 
 def bare_environ(**extra: str) -> dict[str, str]:
@@ -162,7 +172,9 @@ class Child:
         self._lose(f"not ready within {self._launch.start_s:g} s")
         await self.stop()
         last_words = self.stderr[-1] if self.stderr else "no word on stderr"
-        raise ChildLost(f"{self.lost.result()}; {_status(self._process.returncode)}; {last_words}")
+        status = self._process.returncode
+        reason = f"{self.lost.result()}; {_status(status)}; {last_words}"
+        raise ChildLost(reason, status=status, last_words=last_words)
 
     async def _read(self) -> None:
         reason = "broke the protocol"
@@ -252,7 +264,7 @@ class Child:
 async def start_child(launch: Launch) -> Child:
     """Start a child and wait until it is ready. Raises ChildLost; however it fails, it leaves no process."""
     ours, theirs = socket.socketpair()
-    with theirs:
+    with theirs, _pipe_with(launch.secret) as secret:
         # Connected first: between the child's birth and its `Child`, which reaps it, nothing is awaited.
         try:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
@@ -263,14 +275,16 @@ async def start_child(launch: Launch) -> Child:
             "{fd}": str(theirs.fileno()),
             "{parent}": str(os.getpid()),
             "{shared}": str(launch.shared),
+            "{secret}": str(secret),
         }
+        inherited = [each for each in (theirs.fileno(), launch.shared, secret) if each is not None]
         try:
             process = await asyncio.create_subprocess_exec(
                 *(numbers.get(argument, argument) for argument in launch.argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(), *(() if launch.shared is None else (launch.shared,))),
+                pass_fds=inherited,
                 env=dict(launch.environ),
                 start_new_session=True,
             )
@@ -288,6 +302,23 @@ async def start_child(launch: Launch) -> Child:
         await asyncio.shield(child.stop())
         raise
     return child
+
+
+@contextlib.contextmanager
+def _pipe_with(secret: bytes | None) -> Iterator[int | None]:
+    """The end to read of a pipe that holds `secret` and ends there, for as long as the block; None without any."""
+    if secret is None:
+        yield None
+        return
+    out, into = os.pipe()
+    try:
+        os.write(into, secret)
+    finally:
+        os.close(into)
+    try:
+        yield out
+    finally:
+        os.close(out)
 
 
 def _open_pidfd(pid: int) -> int | None:
