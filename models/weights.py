@@ -75,7 +75,8 @@ def find(name: str, *, known: Mapping[str, str] | None = None, trust: Trust = AN
     """Find `pericarp-demo`, a directory, or a hub name (fetched, where it is not yet in the hub's cache).
 
     Reads the whole of every file, but for those whose hash is `known`: the ones that are not read from there any more.
-    Raises `ModelNotFound`, whose text holds no path but `name` itself, and `ModelRefused` where `trust` is not met.
+    Raises `ModelNotFound`, whose text holds no path but `name` itself, and `ModelRefused`, whose text holds none, where
+    `trust` is not met.
     """
     revision = ""
     if name == DEMO:
@@ -96,7 +97,7 @@ def find(name: str, *, known: Mapping[str, str] | None = None, trust: Trust = AN
 
 
 def _read(name: str, directory: Path, known: Mapping[str, str], trust: Trust, revision: str) -> Checkpoint:
-    folder = Folder(directory, name, trust)
+    folder = Folder(directory, Path(name).resolve().name if Path(name).is_dir() else name, trust)
     weights = sorted(file for file in folder.names if "/" not in file and Path(file).match(WEIGHTS))
     if missing := [file for file in REQUIRED if file not in folder.names]:
         raise ModelNotFound(f"model {name!r} lacks {', '.join(missing)}")

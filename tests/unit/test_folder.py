@@ -102,7 +102,7 @@ def test_a_changed_byte_in_any_file_is_found(
     if file != "docs/card.md":  # which no worker reads
         with pytest.raises(ModelRefused) as caught:
             weights.find(str(directory), trust=trust)
-        assert str(plain.parent) not in str(caught.value).replace(str(directory), "")
+        assert str(plain.parent) not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,11 @@ def test_a_refused_model_is_told_at_once_and_forgotten_once_a_worker_came_up(sta
     starts.failed(
         ChildLost("exit status 6", status=REFUSED, last_words="ModelRefused: a.json is not what was signed")
     )
-    assert starts.hopeless
-    assert starts.refusal == "a.json is not what was signed"
-    assert isinstance(starts.excuse(0.0), ModelUnavailable)
+    told = starts.hopeless, starts.refusal, type(starts.excuse(0.0))
+    assert told == (True, "a.json is not what was signed", ModelUnavailable)
     starts.begin()
     starts.failed(ChildLost("exit status 4", status=4, last_words="ModelFailed: no memory"))
-    assert starts.refusal is None
-    assert isinstance(starts.excuse(0.0), Overloaded)
+    assert (starts.refusal, type(starts.excuse(0.0))) == (None, Overloaded)
     starts.begin()
     starts.succeeded(None)
     assert not starts.hopeless
