@@ -36,6 +36,9 @@ _PIECE_BYTES = 16 * _SEALED_CHUNK_BYTES
 class NotAuthentic(Exception):
     """This is not what was sealed under this key and context, or not all of it."""
 
+    def __init__(self, why: str = "not what was sealed under this key and context, or not all of it") -> None:
+        super().__init__(why)
+
 
 class Readable(Protocol):
     """A binary file, pipe or socket file to read; `b""` is its end."""

@@ -12,8 +12,21 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from cobblestone import NotAuthentic
 from models import ModelError
-from service.cli import erase, inquiry, keys, live, log, models, tenants, thresholds, tokens, witness
+from service.cli import (
+    erase,
+    incidents,
+    inquiry,
+    keys,
+    live,
+    log,
+    models,
+    tenants,
+    thresholds,
+    tokens,
+    witness,
+)
 from service.cli.opening import installation
 from service.errors import ServiceError
 from service.installation import bring_up_to_date
@@ -37,6 +50,7 @@ app.add_typer(log.app, name="audit")
 log.app.command("erase")(erase.erase)
 app.add_typer(witness.app, name="witness")
 app.add_typer(models.app, name="model")
+app.add_typer(incidents.app, name="incident")
 app.command("usage")(live.show_usage)
 app.command("contain")(live.contain)
 app.command("release")(live.release)
@@ -76,7 +90,7 @@ def main() -> None:
             name = "PERICARP_" + "_".join(map(str, error["loc"])).upper() if error["loc"] else "settings"
             typer.echo(f"{name}: {error['msg']}", err=True)
         sys.exit(2)
-    except (TenancyError, ServiceError, EmbeddedError, ModelError) as exc:
+    except (TenancyError, ServiceError, EmbeddedError, ModelError, NotAuthentic) as exc:
         typer.echo(f"{type(exc).__name__}: {exc}", err=True)
         sys.exit(1)
 

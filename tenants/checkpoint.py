@@ -116,7 +116,16 @@ class Signer:
 
     def sign(self, checkpoint: Checkpoint) -> str:
         """The checkpoint as a signed note."""
-        return f"{checkpoint.text}\n{_line(self.key, self._private.sign(checkpoint.text.encode()))}"
+        return self._note(checkpoint.text)
+
+    def sign_text(self, text: str) -> str:
+        """Another text, of lines, as a signed note. Raises `ValueError` where it could pass for a checkpoint."""
+        if text.startswith(f"{self.key.name}\n") or not text.endswith("\n") or "\n\n" in text:
+            raise ValueError("not a text of lines, or one that begins as the log's checkpoints do")
+        return self._note(text)
+
+    def _note(self, text: str) -> str:
+        return f"{text}\n{_line(self.key, self._private.sign(text.encode()))}"
 
 
 class Cosigner:
