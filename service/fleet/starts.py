@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from models import ModelCard, Trust
+from models import ANYONE, ModelCard, Trust
 from service.errors import ModelUnavailable, Overloaded, ServiceError
 from service.fleet.messages import SCORING
 from service.fleet.trusting import REFUSED, arguments
@@ -179,7 +179,7 @@ def worker_launch(
     start_s: float,
     silence_s: float,
     told: Callable[[str], None],
-    trust: Trust,
+    trust: Trust = ANYONE,
 ) -> Launch:
     """How to start a worker; `worker` is the module that it runs."""
     return Launch(

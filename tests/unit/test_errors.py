@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 import models
-from models import JobExpired, JobTooLong, ModelError, ModelFailed
+from models import JobExpired, JobTooLong, ModelError, ModelFailed, ModelRefused
 from service.errors import CLIENT_CLOSED, TABLE, DocumentTooLong, ImageRejected, ServiceError, describe
 from service.processes.children import ChildLost
 from service.processes.wire import WireError
@@ -33,6 +33,7 @@ from tenants.errors import (
 )
 
 NOT_AT_THE_EDGE: dict[type[Exception], str] = {
+    ModelRefused: "a worker that is starting; callers get ModelUnavailable",
     JobExpired: "a worker; its caller got DeadlineExceeded at the same moment",
     EntryInvalid: "a bug of ours, or a log that was altered: a 500 without a word, and an alarm",
     ProofInvalid: "a log that was altered: whoever verifies is told; to a caller a 500 without a word",

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import Item, Job, ModelFailed, lending, sealing, weights
+from models import Item, Job, ModelFailed, lending, sealed_memory, weights
 from models.cuda_memory import HANDLE_BYTES, PAGE_BYTES, CudaError, CudaRuntime
 from models.lending import (
     ALIGNMENT_BYTES,
@@ -73,7 +73,7 @@ def forge(memory: int, **changes: Any) -> int:
     told = json.loads(os.pread(memory, 1 << 20, 0)) | changes
     forged = os.memfd_create("forged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(forged, json.dumps(told).encode())
-    sealing.seal(forged)
+    sealed_memory.seal(forged)
     return forged
 
 
