@@ -89,6 +89,7 @@ def serve(
     master_key: bytes,
     log_key: bytes,
     *,
+    judges_images: bool = False,
     network: Network | None = None,
     puppet: bool = True,
     ready: Callable[[LocalFleet], bool] = attrgetter("ready"),
@@ -96,7 +97,8 @@ def serve(
 ) -> Iterator[Served]:
     """A service over that database, `ready`; gone afterwards whatever happened. `network` is for remote images.
 
-    Without a `puppet` its workers load the model that `settings` name.
+    The networks that judge images take seconds of a core to load: a module that sends images asks for them. Without a
+    `puppet` its workers load the model that `settings` name.
     """
     installation = Installation(app_url, None, pepper, master_key, log_key)
     running: list[Served] = []
@@ -104,7 +106,8 @@ def serve(
     stop = threading.Event()
 
     async def run() -> None:
-        chosen = Settings(**{"model": "puppet", "screeners": 1, **settings})
+        networks = {"image_nets": judges_images, "image_text": judges_images}
+        chosen = Settings(**{"model": "puppet", "screeners": 1, **networks, **settings})
         puppets = (
             LocalFleet(model="puppet", worker=PUPPET, max_workers=4, spare_workers=1) if puppet else None
         )

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ from typer.testing import CliRunner, Result
 
 from models import ModelRefused
 from service.__main__ import app
-from tests.acceptance.service_process import REPOSITORY
+from tests.acceptance import commands
+from tests.acceptance.service_process import REPOSITORY, environment
 
 KMS = json.dumps(["/bin/echo", "00" * 32])
 PAGE = (REPOSITORY / "docs" / "models.md").read_text()
@@ -87,9 +87,7 @@ def test_a_changed_byte_ends_verify_with_status_1_and_one_sentence(page: Path, t
     data[-1] ^= 1
     (copy / "model.safetensors").write_bytes(data)
     words = ["model", "verify", str(copy), "--public-key", str(page / "model-key.pub")]
-    done = subprocess.run(
-        [sys.executable, "-m", "service", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = commands.run(words, environment(tmp_path), 60.0)
     assert (done.returncode, done.stdout) == (1, "")
     (sentence,) = [line for line in done.stderr.splitlines() if line.strip()]
     assert sentence == "ModelRefused: model.safetensors of model 'copy' is not the file that was signed"
