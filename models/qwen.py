@@ -21,6 +21,7 @@ from models import (
     ModelFailed,
     Pixels,
     Scores,
+    Work,
     attention,
     flex,
     loading,
@@ -178,6 +179,10 @@ class QwenReranker:
     @property
     def compilations(self) -> int:
         return flex.compilations()
+
+    @property
+    def work(self) -> Work:
+        return self._engine.work
 
     def score(self, job: Job) -> Scores:
         answer: list[Scores | Exception] = []
