@@ -6,6 +6,7 @@ What happens is counted by whoever sees it happen; what merely is (workers, queu
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -20,6 +21,7 @@ from prometheus_client import (
 )
 
 from service import __version__
+from service.errors import TABLE
 from service.watch.tenants import TopTenants
 
 if TYPE_CHECKING:
@@ -214,8 +216,26 @@ LINES_DROPPED = Counter(
 )
 
 BACKUP_STEPS = ("run", "verify", "drill")
-for _step in BACKUP_STEPS:
-    BACKUP_TIME.labels(_step)
+CLOSED: tuple[tuple[Counter | Gauge, tuple[tuple[str, ...], ...]], ...] = (
+    (BACKUP_TIME, (BACKUP_STEPS,)),
+    (REFUSALS, (tuple(sorted({meaning.code for meaning in TABLE.values()} | {"internal"})),)),
+    (UNAUTHENTICATED, (("unauthenticated", "not_ready", "database_unavailable", "issuer_unavailable"),)),
+    (KEY_REFUSALS, (("wrong_secret", "leaked", "reported"),)),
+    (WORKER_STARTS, (("ready", "failed"),)),
+    (
+        WORKER_ENDS,
+        (("idle", "seat", "weights", "died", "silent", "protocol", "overdue", "contained"),),
+    ),
+    (SCREENING_LOSSES, (("images", "texts"), ("died", "silent", "protocol", "overdue", "decoder"))),
+    (CACHE, (("prefix", "image_features", "candidate", "text_findings", "image_findings"), ("hit", "miss"))),
+    (LOG_FAILURES, (("broken", "failed", "database"),)),
+    (COSIGNING_FAILURES, (("away", "refused", "inconsistent", "failed", "database", "broken"),)),
+    (ALERTS, (("sent", "failed", "suppressed"),)),
+)
+"""Series that are there from the start, at 0: Prometheus sees no increase in one that begins with its first count."""
+for _metric, _values in CLOSED:
+    for _labels in product(*_values):
+        _metric.labels(*_labels)
 
 _BY_TENANT = (TENANT_REQUESTS, TENANT_SECONDS, TENANT_TOKENS, TENANT_IMAGES)
 
