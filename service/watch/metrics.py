@@ -209,10 +209,15 @@ BACKUP_SECONDS = Gauge(
     "pericarp_backup_seconds", "How long the newest good one took.", ["step"], registry=REGISTRY
 )
 ALERTS = Counter(
-    "pericarp_alerts", "Notifications of alerts, by what became of them.", ["outcome"], registry=REGISTRY
+    "pericarp_alerts",
+    "Notifications of alerts, by sink and by what became of them.",
+    ["sink", "outcome"],
+    registry=REGISTRY,
 )
-LINES_DROPPED = Counter(
-    "pericarp_lines_dropped", "Log lines that were dropped, for their writer was behind.", registry=REGISTRY
+DROPPED_LOG_LINES = Counter(
+    "pericarp_dropped_log_lines",
+    "Lines of the service's own log that its writer could not keep up with, or could not write.",
+    registry=REGISTRY,
 )
 
 BACKUP_STEPS = ("run", "verify", "drill")
@@ -230,7 +235,6 @@ CLOSED: tuple[tuple[Counter | Gauge, tuple[tuple[str, ...], ...]], ...] = (
     (CACHE, (("prefix", "image_features", "candidate", "text_findings", "image_findings"), ("hit", "miss"))),
     (LOG_FAILURES, (("broken", "failed", "database"),)),
     (COSIGNING_FAILURES, (("away", "refused", "inconsistent", "failed", "database", "broken"),)),
-    (ALERTS, (("sent", "failed", "suppressed"),)),
 )
 """Series that are there from the start, at 0: Prometheus sees no increase in one that begins with its first count."""
 for _metric, _values in CLOSED:
