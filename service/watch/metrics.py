@@ -6,6 +6,7 @@ What happens is counted by whoever sees it happen; what merely is (workers, queu
 
 from __future__ import annotations
 
+import time
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -205,9 +206,6 @@ BACKUP_TIME = Gauge(
     ["step"],
     registry=REGISTRY,
 )
-BACKUP_SECONDS = Gauge(
-    "pericarp_backup_seconds", "How long the newest good one took.", ["step"], registry=REGISTRY
-)
 ALERTS = Counter(
     "pericarp_alerts",
     "Notifications of alerts, by sink and by what became of them.",
@@ -303,15 +301,14 @@ def note_kept(cache: str, *, hits: int, misses: int) -> None:
     CACHE.labels(cache, "miss").inc(misses)
 
 
-def note_backup(step: str, *, ended_s: float, took_s: float) -> None:
-    """Tell of the newest good `run`, `verify` or `drill`: when it ended, in Unix time, and how long it took.
+def note_backup(step: str, age_s: float | None) -> None:
+    """Tell how long ago the newest good `run`, `verify` or `drill` ended; None where there never was one.
 
-    Telling the same again changes nothing, so whoever reads it from the database tells it at every turn.
+    Whoever reads it from the database tells it again and again, for a scrape asks no database.
     """
     if step not in BACKUP_STEPS:
         raise ValueError(f"no step of backups: {step!r}")
-    BACKUP_TIME.labels(step).set(ended_s)
-    BACKUP_SECONDS.labels(step).set(took_s)
+    BACKUP_TIME.labels(step).set(0.0 if age_s is None else time.time() - age_s)
 
 
 def render() -> bytes:
