@@ -42,6 +42,8 @@ class Exposition:
         }
         for part, ready in parts.items():
             metrics.READY.labels(part).set(ready)
+        for detector in (*self._screen.detectors, *self._readers.detectors):
+            metrics.DETECTOR_FAILURES.labels(detector.name)  # at 0 before the first one
         for looks_at, losses in (("images", self._screen.losses), ("texts", self._readers.losses)):
             for reason, count in losses.items():
                 self._catch_up(metrics.SCREENING_LOSSES, count, looks_at, reason)
