@@ -23,6 +23,7 @@ from models import (
     Pixels,
     Scores,
     Trust,
+    Work,
     attention,
     flex,
     loading,
@@ -183,6 +184,10 @@ class QwenReranker:
     @property
     def compilations(self) -> int:
         return flex.compilations()
+
+    @property
+    def work(self) -> Work:
+        return self._engine.work
 
     def score(self, job: Job) -> Scores:
         answer: list[Scores | Exception] = []

@@ -26,6 +26,7 @@ from service.api.identify import Identify
 from service.api.images import build_images_router
 from service.api.inquiry.router import build_inquiry_router
 from service.api.leaks import build_leaks_router
+from service.api.metrics import MetricsPort, build_metrics_router
 from service.api.moderations import build_moderations_router
 from service.api.ranking import build_ranking_router
 from service.api.search import build_router
@@ -39,6 +40,7 @@ from service.cosigning import Cosigning
 from service.custody import read_trust
 from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
+from service.exposition import Exposition
 from service.fleet.local import LocalFleet
 from service.fleet.router import Party
 from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, repeat, tidy
@@ -60,6 +62,7 @@ from service.sequencing import Sequencing
 from service.upkeep import Upkeep
 from service.vetting import Seen, Vetting
 from service.watch.logs import get_logger, where_it_broke
+from service.watch.metrics import name_tenants
 from tenants.access import Access
 from tenants.certificates import Certificates
 from tenants.changes import Changes
@@ -216,6 +219,9 @@ def create_app(
         fleet=serving,
         running=running,
     )
+    exposition = Exposition(fleet=serving, screen=screen, readers=readers, sequencing=sequencing)
+    metrics_port = MetricsPort(exposition, host=settings.metrics_host, port=settings.metrics_port)
+    name_tenants(settings.metrics_tenants)
     chores = (
         (ENFORCE_EVERY_S, enforcement.enforce),
         (REPORT_EVERY_S, enforcement.report),
@@ -233,6 +239,7 @@ def create_app(
             await quotas.extend_lease()
             await asyncio.gather(screen.start(), readers.start())
             await serving.start()
+            await metrics_port.start()
             beating = asyncio.create_task(_beat(quotas), name="beating")
             forgetting = asyncio.create_task(_forget(quotas), name="forgetting")
             reaper = asyncio.create_task(_reap(quotas), name="reaper")
@@ -242,6 +249,7 @@ def create_app(
             for task in (beating, forgetting, reaper, sweeper, *doing):
                 task.cancel()
         finally:
+            await metrics_port.close()
             await serving.close()
             await asyncio.gather(screen.close(), readers.close())
             network.close()
@@ -286,6 +294,8 @@ def create_app(
             model=settings.model_name,
         )
     )
+    if settings.metrics_port is None:
+        app.include_router(build_metrics_router(exposition=exposition))
     app.include_router(
         build_sessions_router(
             ledger=ledger, sessions=sessions, bindings=bindings, deadline_s=settings.deadline_s

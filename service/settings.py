@@ -141,6 +141,16 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of their own for `/metrics`, which then ask for no key there; unset: on the service's port, with one.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address to listen on for it.")
+    metrics_tenants: int = Field(
+        20, ge=0, le=200, description="Tenants that metrics tell apart, those with the most requests."
+    )
 
     # Whose models are served: service/custody.py
     model_key: FilePath | None = Field(

@@ -23,6 +23,7 @@ from service.asks import Exchange
 from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, describe
 from service.watch import metrics
 from service.watch.logs import get_logger, where_it_broke
+from tenants.access import Role
 from tenants.errors import ReceiptPending
 
 if TYPE_CHECKING:
@@ -102,7 +103,14 @@ class Door:
             trouble = await self._record(exchange, exc)
             refusal = refuse(trouble, exchange, dialect_of(scope["path"]))
             await refusal(scope, receive, send_with_id)
-        metrics.REQUESTS.labels(_known_operation(scope), str(status)).inc()
+        caller = exchange.caller
+        metrics.note_request(
+            _known_operation(scope),
+            status,
+            exchange.elapsed_ms / 1000,
+            str(caller.tenant) if caller else None,
+            searches=caller is not None and caller.role is Role.SEARCH,
+        )
         log.info(
             "answered a request",
             action="request",
@@ -110,7 +118,7 @@ class Door:
             method=scope["method"],
             status=status,
             elapsed_ms=round(exchange.elapsed_ms, 1),
-            tenant=str(exchange.caller.tenant) if exchange.caller else None,
+            tenant=str(caller.tenant) if caller else None,
         )
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
@@ -156,7 +164,9 @@ class Door:
             )
         if exchange.caller is None:
             metrics.UNAUTHENTICATED.labels(trouble.code).inc()
-        elif exchange.entry_id is None:
+            return trouble
+        metrics.note_refusal(trouble.code, trouble.reason)
+        if exchange.entry_id is None:
             try:
                 await self.ledger.refuse(exchange, trouble)
             except Exception as failure:  # noqa: BLE001 - whatever kept the entry from being written, it is a 503

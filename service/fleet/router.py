@@ -22,6 +22,7 @@ from models import Item, Job, ModelCard, Scores
 from tenants.policy import Isolation
 
 if TYPE_CHECKING:
+    from service.fleet.tally import Tally
     from tenants.policy import Policy
 
 
@@ -177,6 +178,16 @@ class Fleet(Protocol):
     @property
     def waiting(self) -> int:
         """How many jobs wait in line, all tenants together."""
+        ...
+
+    @property
+    def longest_wait_s(self) -> float:
+        """For how long the first of them has waited; 0 where none waits."""
+        ...
+
+    @property
+    def tally(self) -> Tally:
+        """What became of its workers so far, and what they did."""
         ...
 
     @property

@@ -109,6 +109,7 @@ class Desk:
         self._reranker = reranker
         self._assigned: Assign | None = None
         self._warm_compilations = reranker.compilations
+        self._warm_work = reranker.work
         self._failures = 0
         self._counting = threading.Lock()
 
@@ -175,7 +176,8 @@ class Desk:
             case Scores() if _is_sound(request.job, outcome):
                 worker_ms = (time.perf_counter() - start_s) * 1000
                 compilations = self._reranker.compilations - self._warm_compilations
-                return ScoreReply(request.id, outcome, worker_ms, compilations)
+                work = self._reranker.work - self._warm_work
+                return ScoreReply(request.id, outcome, worker_ms, compilations, work)
             case Scores():
                 return Failure(request.id, "model_failed", UNSOUND)
             case JobExpired():

@@ -22,6 +22,8 @@ ACTIONS = frozenset(
         "service_start",
         "service_ready",
         "service_stop",
+        "metrics_ready",
+        "metrics_failed",
         "request",
         "request_failed",
         "entry_failed",

@@ -37,6 +37,7 @@ from models import (
     ModelNotFound,
     Reranker,
     Scores,
+    Work,
 )
 from service.fleet.worker import run
 
@@ -58,6 +59,7 @@ class Puppet:
 
     def __init__(self) -> None:
         self.compilations = 0
+        self.work = Work()
         self._running: dict[int, Running] = {}
         self._sessions: Counter[tuple[str, str]] = Counter()
         self._met: set[str] = set()
@@ -135,6 +137,8 @@ class Puppet:
             os._exit(1)
         elif command == "compile":
             self.compilations += 1
+        elif command == "work":
+            self.work += Work(*range(1, 10))
         elif command == "too-long":
             raise JobTooLong("the query has 101 tokens, more than 100")
         elif command == "whole" and not job.truncate:
