@@ -16,6 +16,7 @@ from service.cli import erase, inquiry, keys, live, log, tenants, thresholds, to
 from service.cli.opening import installation
 from service.errors import ServiceError
 from service.installation import bring_up_to_date
+from service.processes.sandbox import keep_out_of_files
 from tenants.embedded import EmbeddedError
 from tenants.errors import TenancyError
 
@@ -67,6 +68,7 @@ def migrate() -> None:
 
 def main() -> None:
     """Run a command; what is wrong with settings, tenants or the database ends it with one sentence."""
+    keep_out_of_files()
     try:
         app()
     except ValidationError as exc:

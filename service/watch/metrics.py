@@ -93,6 +93,12 @@ COSIGNING_FAILURES = Counter(
     registry=REGISTRY,
 )
 
+DROPPED_LOG_LINES = Counter(
+    "pericarp_dropped_log_lines",
+    "Lines of the service's own log that its writer could not keep up with, or could not write.",
+    registry=REGISTRY,
+)
+
 
 def render() -> bytes:
     """Every metric in Prometheus's text format."""
