@@ -15,7 +15,8 @@ MODEL_ALIASES = ("rerank-v3.5", "jina-reranker-m0", "rerank-2.5")
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
-    """The service with its demo tenant, ready. Its body and image caps are low, so that tests can pass them."""
+    """The service with its demo tenant, ready. Its body and image caps are low, so that tests can pass them, and its log
+    is the most talkative."""
     with (
         new_home() as home,
         serving(
@@ -24,6 +25,7 @@ def service() -> Iterator[Service]:
             PERICARP_BODY_LIMIT_BYTES=str(BODY_LIMIT_BYTES),
             PERICARP_IMAGE_LIMIT_BYTES=str(IMAGE_LIMIT_BYTES),
             PERICARP_MODEL_ALIASES=", ".join(MODEL_ALIASES),
+            PERICARP_LOG_LEVEL="debug",
         ) as started,
     ):
         yield started
