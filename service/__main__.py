@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from service.cli import erase, inquiry, keys, live, log, tenants, thresholds, tokens, witness
+from service.cli import doctor, erase, inquiry, keys, live, log, tenants, thresholds, tokens, witness
 from service.cli.opening import installation
 from service.errors import ServiceError
 from service.installation import bring_up_to_date
@@ -39,6 +39,7 @@ app.add_typer(witness.app, name="witness")
 app.command("usage")(live.show_usage)
 app.command("contain")(live.contain)
 app.command("release")(live.release)
+app.command("doctor")(doctor.doctor)
 
 
 @app.command()
