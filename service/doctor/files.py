@@ -44,7 +44,7 @@ def look_at_secrets(sight: Sight) -> Finding:
     faults += [f"{name} is missing" for name in KEYS if not (folder / name).exists()]
     return judge(
         faults,
-        f"{folder}, {len(files)} files",
+        f"{folder}, files: {len(files)}",
         "restore what is missing; chmod files 600 and the folder 700; what others may have read is to be replaced",
     )
 
@@ -59,7 +59,7 @@ def look_at_logs(sight: Sight) -> Finding:
     files = [path for folder in there for path in folder.iterdir()]
     faults = [*(fault(folder, 0o700, stat.S_ISDIR) for folder in there), *_faults(files)]
     return judge(
-        faults, f"{', '.join(map(str, there))}, {len(files)} files", "chmod files 600 and folders 700"
+        faults, f"{', '.join(map(str, there))}, files: {len(files)}", "chmod files 600 and folders 700"
     )
 
 

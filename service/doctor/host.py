@@ -100,11 +100,11 @@ def look_at_open_files(sight: Sight) -> Finding:
     """How many files a gateway may open; without one, this command."""
     return judge(
         (
-            f"{who} may open {most}, fewer than {OPEN_FILES}"
+            f"{who} may open {most:.0f}, fewer than {OPEN_FILES}"
             for who, most in _open_files(sight)
             if most < OPEN_FILES
         ),
-        "; ".join(f"{who} may open {most}" for who, most in _open_files(sight)),
+        "; ".join(f"{who} may open {most:.0f}" for who, most in _open_files(sight)),
         "raise LimitNOFILE= of the unit, or `ulimit -n`",
     )
 

@@ -202,12 +202,40 @@ class Sight:
 
     @cached_property
     def processes(self) -> tuple[Process, ...]:
-        """Every process of ours on this host. Of Postgres only those of this home."""
+        """The processes of this installation, and every witness on this host.
+
+        With a Postgres of your own, every gateway on this host counts as one of this installation.
+        """
         proc = Path("/proc")
         if not (proc / "self" / "status").exists():
             raise Unseen("there is no /proc")
-        found = (self._read(folder) for folder in proc.iterdir() if folder.name.isdigit())
-        return tuple(sorted((each for each in found if each is not None), key=lambda each: each.pid))
+        read = (self._read(folder) for folder in proc.iterdir() if folder.name.isdigit())
+        found = [each for each in read if each is not None]
+        holders = self._holders()
+        gateways = {
+            each.pid for each in found if each.kind == "gateway" and (holders is None or each.pid in holders)
+        }
+        ours = (
+            each
+            for each in found
+            if each.pid in gateways
+            or each.parent in gateways
+            or each.kind in ("guardian", "postgres", "witness")
+        )
+        return tuple(sorted(ours, key=lambda each: each.pid))
+
+    def _holders(self) -> set[int] | None:
+        """Who has a claim on the embedded database (`flock`, /proc/locks in proc(5)); None where there is none."""
+        claims = self._cluster / "holders"
+        if not self.embedded or not claims.exists():
+            return None
+        number = claims.stat().st_ino
+        lines = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+        return {
+            int(fields[-4])
+            for fields in lines
+            if "FLOCK" in fields and fields[-3].rpartition(":")[2] == str(number)
+        }
 
     def running(self, *kinds: str) -> tuple[Process, ...]:
         """The processes of these kinds. Raises `Unseen` where there is none."""
