@@ -9,5 +9,6 @@ database.py   roles, row security, durability, backups
 log.py        the log's tree, what waits for it, its witnesses
 network.py    the running service, and who can reach it by what
 deployment.py the model's files, the unit
+commands.py   what other commands make sure of: the model's signature, sinks of alerts
 examination.py the list of checks, in the order in which they are made
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.doctor import database, deployment, files, host, log, network, processes
+from service.doctor import commands, database, deployment, files, host, log, network, processes
 from service.doctor.check import Check
 
 CHECKS = (
@@ -13,6 +13,7 @@ CHECKS = (
     Check(
         "model", "The model is safetensors, no program, and nobody else's to write.", deployment.look_at_model
     ),
+    Check("signature", "The model is as its signer signed it.", commands.look_at_signature),
     Check("not root", "No gateway is root.", host.look_at_user),
     Check("seccomp", "The kernel can end a process for a system call.", host.look_at_seccomp),
     Check("landlock", "The kernel can shut files, TCP and signals.", host.look_at_landlock),
@@ -41,4 +42,5 @@ CHECKS = (
     Check("log lag", "Entries are in the tree within 5 s.", log.look_at_lag),
     Check("witnesses", "Somebody else cosigns the log's checkpoints.", log.look_at_witnesses),
     Check("backups", "There is a new backup, and one that was read back.", database.look_at_backups),
+    Check("alerts", "Alerts go to somebody, and their absence is noticed.", commands.look_at_alerts),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.__main__ import app
-from service.doctor import deployment, files, host, network, processes
+from service.doctor import commands, deployment, files, host, network, processes
 from service.doctor.check import Check, Finding, State, Unseen, judge, make
 from service.doctor.examination import CHECKS
 from service.doctor.sight import Process, Sight
@@ -160,6 +161,29 @@ def test_a_model_with_a_program_in_it_is_found(home: Path, tmp_path: Path, harm:
     assert "no safetensors" in deployment.look_at_model(sight(home, model=str(folder))).seen
     with pytest.raises(Unseen):
         deployment.look_at_model(sight(home, model="somebody/something"))
+
+
+def done(status: int, out: object = "", err: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([], status, out if isinstance(out, str) else json.dumps(out), err)
+
+
+def test_what_other_commands_say_is_taken_by_their_exit_status() -> None:
+    assert commands.judge_signature(done(0)).state is State.HOLDS
+    changed = commands.judge_signature(
+        done(1, err="ModelRefused: model.safetensors is not as it was signed\n")
+    )
+    assert changed.state is State.BROKEN and "not as it was signed" in changed.seen
+    assert "PERICARP_MODEL_KEY" in commands.judge_signature(done(2, err="Missing option")).seen
+    mail = {"name": "mail", "severity": "warning", "heartbeat_s": None}
+    assert commands.judge_sinks(done(0, {"sinks": []})).seen == "alerts go to the log alone"
+    assert "no sink gets a heartbeat" in commands.judge_sinks(done(0, {"sinks": [mail]})).seen
+    assert commands.judge_sinks(done(0, {"sinks": [mail, mail | {"heartbeat_s": 60.0}]})).state is State.HOLDS
+    assert commands.judge_sinks(done(1, err="AlertsInvalid: rule: 1 is wrong")).state is State.BROKEN
+
+
+def test_a_command_that_this_version_does_not_have_cannot_be_asked() -> None:
+    with pytest.raises(Unseen, match="no command `horoscope read`"):
+        commands.ask("horoscope", "read")
 
 
 def test_a_unit_that_is_not_hardened_is_found(
