@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +12,14 @@ from service.doctor.check import Finding, Unseen, judge
 from service.doctor.host import read_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from service.doctor.sight import Process, Sight
 
 OURS = ("gateway", "worker", "weights", "screening", "witness")
 CHILDREN = ("worker", "weights", "screening")
+SETTLED_S = 60.0
+LOOK_EVERY_S = 1.0
 SECRET = re.compile(r"prc_(?:live|admin)_\w+|//[^/@\s:]+:[^/@\s]+@")
 
 
@@ -25,7 +29,7 @@ def look_at_core_dumps(sight: Sight) -> Finding:
     pattern = Path("/proc/sys/kernel/core_pattern")
     piped = pattern.exists() and pattern.read_text().startswith("|")
     return judge(
-        (fault for process in processes for fault in _dumps(process, piped=piped)),
+        (fault for each in processes for fault in _if_it_lives(each, partial(_dumps, piped=piped))),
         f"{len(processes)} processes, none may",
         "restart the service with this version; LimitCORE=0 in the unit",
     )
@@ -37,10 +41,8 @@ def look_at_memory(sight: Sight) -> Finding:
     told = [each for each in processes if each.uid != 0]
     if not told:
         raise Unseen("all of them are root's, and the kernel does not tell of these")
-    # proc(5): these files belong to root once a process may not be dumped.
-    open_ones = [each for each in told if (each.folder / "environ").stat().st_uid != 0]
     return judge(
-        (f"{each} may be read by its user" for each in open_ones),
+        _lasting(told, _readable),
         f"{len(told)} processes, each shut"
         + (f"; of {len(processes) - len(told)} of root it is not told" if len(told) < len(processes) else ""),
         "restart the service with this version",
@@ -51,7 +53,7 @@ def look_at_children(sight: Sight) -> Finding:
     """Every child of a gateway has no way to new privileges, and screening children a filter on system calls."""
     children = sight.running(*CHILDREN)
     return judge(
-        (fault for child in children for fault in _open_doors(child)),
+        _lasting(children, _open_doors),
         f"{len(children)} children, none can gain privileges; screening children are filtered",
         "see the log's lines `sandbox`: they say what did not hold, and why",
     )
@@ -65,7 +67,7 @@ def look_at_users(sight: Sight) -> Finding:
     if not privileged:
         return judge([], "the gateway has no privilege to lose; its children are its own user's", "")
     return judge(
-        (f"{each} is root" for each in privileged if each.uid == 0),
+        _lasting(privileged, _root),
         f"{len(privileged)} children of a root gateway, none of them root",
         "see the log's lines `sandbox`",
     )
@@ -112,6 +114,36 @@ def _sandboxes(told: object, where: str = "") -> Iterator[tuple[str, dict[str, o
                     yield f"{where} {key}".strip(), held
         else:
             yield from _sandboxes(value, name)
+
+
+def _lasting(processes: Sequence[Process], faults: Callable[[Process], Iterator[str]]) -> list[str]:
+    """The faults of these that stay: a child gives most up only once it has read what it needs."""
+    until_s = time.monotonic() + SETTLED_S
+    while True:
+        found = [fault for process in processes for fault in _if_it_lives(process, faults)]
+        if not found or time.monotonic() >= until_s:
+            return found
+        time.sleep(LOOK_EVERY_S)
+
+
+def _if_it_lives(process: Process, faults: Callable[[Process], Iterator[str]]) -> list[str]:
+    try:
+        return list(faults(process))
+    except (Unseen, FileNotFoundError, ProcessLookupError):
+        if process.folder.exists():
+            raise
+        return []  # it ended meanwhile
+
+
+def _readable(process: Process) -> Iterator[str]:
+    # proc(5): these files belong to root once a process may not be dumped.
+    if (process.folder / "environ").stat().st_uid != 0:
+        yield f"{process} may be read by its user"
+
+
+def _root(child: Process) -> Iterator[str]:
+    if child.uid == 0:
+        yield f"{child} is root"
 
 
 def _dumps(process: Process, *, piped: bool) -> Iterator[str]:

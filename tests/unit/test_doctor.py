@@ -262,7 +262,10 @@ def process(
     return Process(pid, 1, kind, folder, ("python", "-m", "something"))
 
 
-def test_processes_that_give_more_than_they_should_are_found(home: Path, tmp_path: Path) -> None:
+def test_processes_that_give_more_than_they_should_are_found(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "SETTLED_S", 0.0)
     well = process(tmp_path, "screening", pid=7)
     cases = [
         (
@@ -304,3 +307,17 @@ def test_a_measure_that_does_not_hold_is_found_wherever_readyz_tells_it(home: Pa
     assert (found.state, found.seen) == (State.BROKEN, "screening images: calls")
     images["calls"] = True
     assert processes.look_at_locks(seen).state is State.HOLDS
+
+
+def test_a_child_that_is_just_starting_is_waited_for(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, child = process(tmp_path, "gateway", pid=20, uid=0), process(tmp_path, "worker", pid=21, uid=0)
+    child = Process(21, 20, "worker", child.folder, child.arguments)
+
+    def settle(_s: float) -> None:
+        status = child.folder / "status"
+        status.write_text(status.read_text().replace("Uid:\t0\t0", "Uid:\t5000\t5000"))
+
+    monkeypatch.setattr("service.doctor.processes.time.sleep", settle)
+    assert processes.look_at_users(Peopled(home, gateway, child)).state is State.HOLDS

@@ -65,7 +65,11 @@ def test_a_sentence_of_ours_keeps_its_blanks_and_loses_secrets() -> None:
 
 
 def test_names_of_logs_and_witnesses_may_be_urls_without_a_scheme() -> None:
-    named = {"origin": "pericarp.example/log", "witness": "witness.example/1", "issuer": "https://login.example/"}
+    named = {
+        "origin": "pericarp.example/log",
+        "witness": "witness.example/1",
+        "issuer": "https://login.example/",
+    }
     assert redact(dict(named)) == named
 
 
