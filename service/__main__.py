@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cobblestone import NotAuthentic
 from models import ModelError
 from service.cli import (
+    doctor,
     erase,
     incidents,
     inquiry,
@@ -30,6 +31,7 @@ from service.cli import (
 from service.cli.opening import installation
 from service.errors import ServiceError
 from service.installation import bring_up_to_date
+from service.processes.sandbox import keep_out_of_files
 from tenants.embedded import EmbeddedError
 from tenants.errors import TenancyError
 
@@ -54,6 +56,7 @@ app.add_typer(incidents.app, name="incident")
 app.command("usage")(live.show_usage)
 app.command("contain")(live.contain)
 app.command("release")(live.release)
+app.command("doctor")(doctor.doctor)
 
 
 @app.command()
@@ -83,6 +86,7 @@ def migrate() -> None:
 
 def main() -> None:
     """Run a command; what is wrong with settings, tenants or the database ends it with one sentence."""
+    keep_out_of_files()
     try:
         app()
     except ValidationError as exc:

@@ -52,6 +52,7 @@ from service.moderation import Moderation
 from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
+from service.screening.diary import hear
 from service.screening.fetch import Fetcher, Network
 from service.screening.messages import Equipment
 from service.screening.pool import Screen
@@ -172,9 +173,9 @@ def create_app(
             heads=str(settings.image_heads.resolve()) if settings.image_heads else None,
             plugins=settings.image_plugins,
         ),
-        told=_hear,
+        told=hear,
     )
-    readers = Readers(timeout_s=settings.screening_s, told=_hear)
+    readers = Readers(timeout_s=settings.screening_s, told=hear)
     network = network or Network()
     fetch = Fetcher(
         image_bytes=settings.image_limit_bytes,
@@ -321,11 +322,6 @@ def create_app(
     app.state.fleet = serving
     app.state.enforcement = enforcement
     return app
-
-
-def _hear(line: str) -> None:
-    """What a screening child says on its stderr; it never holds bytes of an image."""
-    log.warning("A screening child says something.", action="child_says", line=line)
 
 
 async def _beat(quotas: Quotas) -> None:

@@ -84,6 +84,8 @@ class Exchange:
     operation: str
     keyless: bool = False
     """Whether it came without any credential."""
+    trace_id: str = ""
+    """Of the trace that it belongs to, 32 hexadecimal digits (W3C Trace Context): the caller's, or a new one."""
     end_user: str = ""
     """For whom a search backend asks, where it says so; a name of its own making."""
     named_model: str | None = None

@@ -167,6 +167,15 @@ class Settings(BaseSettings):
         (),
         description='Or the command that prints it, as JSON: `["kms", "decrypt", "…"]`. It is run without a shell.',
     )
+    log_folder: Path | None = Field(
+        None, description="Folder for log lines, a file a day in UTC; unset: they go to stderr."
+    )
+    log_file_bytes: int = Field(
+        256 * 1024 * 1024, ge=4096, description="Size from which on the day's log goes on in another file."
+    )
+    log_retention_days: int = Field(
+        14, ge=1, description="Days of log files that are kept, today's included; older ones are deleted."
+    )
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod

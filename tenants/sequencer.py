@@ -84,6 +84,19 @@ class Sequencer:
             self.waiting -= step.integrated
         return step
 
+    async def look(self) -> tuple[Checkpoint, int | None] | None:
+        """The newest tree, after all that `step` makes sure of, and the place of the first leaf that waits for it.
+
+        Changes nothing. None where another integrates at the moment. Raises `LogBroken`, `DatabaseUnavailable`.
+        """
+        async with self._database.calls() as connection:
+            row = await connection.fetchrow("select * from pericarp.begin_integration($1)", 1)
+            assert row is not None, "a function without a set gives one row"
+            if not row["locked"]:
+                return None
+            newest, _ = await self._check(connection, row["note"], row["leaves"])
+            return newest, row["head"]
+
     async def _step(self, connection: PoolConnectionProxy[Record]) -> tuple[Step, Checkpoint]:
         """What was done, and the newest tree that is known to be ours once that is durable."""
         row = await connection.fetchrow("select * from pericarp.begin_integration($1)", STEP_LEAVES)

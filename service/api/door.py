@@ -22,7 +22,8 @@ from service.api.requests import read_end_user
 from service.asks import Exchange
 from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, describe
 from service.watch import metrics
-from service.watch.logs import get_logger, where_it_broke
+from service.watch.logs import get_logger, request_of, where_it_broke
+from service.watch.traces import read_trace_id
 from tenants.access import Role
 from tenants.errors import ReceiptPending
 
@@ -70,13 +71,19 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         exchange = Exchange(
             request_id=str(uuid.uuid4()),
             client_address=self.identify.address(scope),
             operation=_operation(scope),
-            keyless="authorization" not in Headers(scope=scope),
+            keyless="authorization" not in headers,
+            trace_id=read_trace_id(headers.getlist("traceparent")),
         )
         scope.setdefault("state", {})["exchange"] = exchange
+        with request_of(exchange.request_id, exchange.trace_id):
+            await self._answer(scope, receive, send, exchange)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -114,8 +121,8 @@ class Door:
         log.info(
             "answered a request",
             action="request",
-            request_id=exchange.request_id,
             method=scope["method"],
+            operation=_known_operation(scope),
             status=status,
             elapsed_ms=round(exchange.elapsed_ms, 1),
             tenant=str(caller.tenant) if caller else None,
@@ -158,7 +165,6 @@ class Door:
             log.error(
                 "a request failed",
                 action="request_failed",
-                request_id=exchange.request_id,
                 error=type(exc).__name__,
                 where=where_it_broke(exc),
             )
@@ -173,7 +179,6 @@ class Door:
                 log.error(
                     "the log could not be written",
                     action="entry_failed",
-                    request_id=exchange.request_id,
                     error=type(failure).__name__,
                     where=where_it_broke(failure),
                 )
