@@ -9,6 +9,7 @@ told of one is its network.
 from __future__ import annotations
 
 import ipaddress
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ class Limits:
     """From where on something may be odd."""
 
     key_per_minute: float = 100
-    """Requests of a key, of a session, of an end user; a policy's own number stands instead of it."""
+    """Requests of a key, of a session, of an end user."""
     stranger_per_minute: float = 10
     """Refused requests of an address whose caller nobody knows."""
     risk: float = 0.8
@@ -87,7 +88,7 @@ class Observation:
     sketch: frozenset[int] | None = None
     """Of the query: `baselines.sketch`."""
     most_per_minute: int | None = None
-    """What the tenant's policy says of its keys, where it does."""
+    """What the tenant's policy says is odd of a key in any case, where it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +167,8 @@ class Anomalies:
                 self._look_at_stranger(seen.address, network, now_s, found)
             return found
         key = self._keys[seen.tenant_id, seen.key_id]
-        limit = seen.most_per_minute
-        least = self._limits.key_per_minute if limit is None else limit
-        finding = key.rate.note(now_s, least, strict=limit is not None)
+        always_from = math.inf if seen.most_per_minute is None else seen.most_per_minute
+        finding = key.rate.note(now_s, self._limits.key_per_minute, always_from=always_from)
         if finding:
             found.append(_of(seen, RATE, finding, _pace(key.rate), scope="key"))
         self._look_at_client(seen, network, counts, now_s, found)

@@ -91,18 +91,19 @@ class Rate:
         """Of a bucket."""
         return self._mean
 
-    def note(self, now_s: float, least: float, *, strict: bool = False) -> Finding:
+    def note(self, now_s: float, least: float, *, always_from: float = math.inf) -> Finding:
         """Count one, at `now_s` of a clock that never goes back. Below `least` a minute nothing is odd.
 
-        Where it is `strict`, from there on everything is, however ordinary it has become.
+        From `always_from` a minute on everything is, however ordinary it has become.
         """
         self.move(now_s)
         self._count += 1
         self.minute += 1
-        if self._flagged or self.minute < least or not (strict or self._count > self._high):
+        reached = self.minute >= always_from
+        if self._flagged or not (reached or (self.minute >= least and self._count > self._high)):
             return Finding.ORDINARY
         self._highs |= 1
-        odd = strict or self._count > self.most
+        odd = reached or self._count > self.most
         if not odd and not self._odds:
             return Finding.ORDINARY
         confirmed = self._odds or self._highs > 1

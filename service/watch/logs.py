@@ -55,6 +55,13 @@ ACTIONS = frozenset(
         "weights_own",
         "weights_changed",
         "weights_lost",
+        "alert",
+        "alert_failed",
+        "alert_sent",
+        "observation_failed",
+        "key_suspended",
+        "key_resumed",
+        "suspension_withheld",
     }
 )
 

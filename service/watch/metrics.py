@@ -93,6 +93,23 @@ COSIGNING_FAILURES = Counter(
     registry=REGISTRY,
 )
 
+ANOMALIES = Counter("pericarp_anomalies", "What was out of the ordinary.", ["anomaly"], registry=REGISTRY)
+OBSERVATION_FAILURES = Counter(
+    "pericarp_observation_failures",
+    "Requests that could not be looked at for anomalies; they were answered all the same.",
+    registry=REGISTRY,
+)
+ALERTS = Counter(
+    "pericarp_alerts",
+    "Notifications of alerts, by sink and by what became of them.",
+    ["sink", "outcome"],
+    registry=REGISTRY,
+)
+ALERTS_SUPPRESSED = Counter(
+    "pericarp_alerts_suppressed", "Alerts that nobody was told of, by why.", ["reason"], registry=REGISTRY
+)
+ALERTS_FIRING = Gauge("pericarp_alerts_firing", "Alerts that fire.", ["severity"], registry=REGISTRY)
+
 
 def render() -> bytes:
     """Every metric in Prometheus's text format."""
