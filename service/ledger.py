@@ -228,7 +228,8 @@ class Ledger:
             details["end_user"] = prints.end_user(exchange.end_user)
         if exchange.screened is not None:
             details["screening"] = exchange.screened.details()
-        return Entry(
+        exchange.query = ask.query.text if ask is not None else None
+        exchange.entry = Entry(
             request_id=exchange.request_id,
             tenant=caller.tenant,
             key_id=caller.key_id,
@@ -254,6 +255,7 @@ class Ledger:
             shadowed=shadowed,
             details=details,
         )
+        return exchange.entry
 
 
 def _decision(trouble: Trouble) -> Decision:

@@ -26,6 +26,8 @@ from service.watch.logs import get_logger, where_it_broke
 from tenants.errors import ReceiptPending
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.api.dialects import Dialect
@@ -48,6 +50,7 @@ OPEN_PATHS = frozenset(
 OPEN_BODY_BYTES = 64 * 1024
 """Who has shown no key may send no more."""
 
+USER_AGENT_LENGTH = 200
 PLAIN_PATH = re.compile(r"/[a-z0-9/_.-]{0,47}")
 
 log = get_logger(__name__)
@@ -57,23 +60,34 @@ class Door:
     """Lets callers in. Outermost but for Starlette's own last resort."""
 
     def __init__(
-        self, app: ASGIApp, *, identify: Identify, ledger: Ledger, running: Running, body_limit_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        identify: Identify,
+        ledger: Ledger,
+        running: Running,
+        observe: Callable[[Exchange, int], None],
+        body_limit_bytes: int,
     ) -> None:
+        """`observe` is told of every request once it is finished, with its status; it never raises."""
         self.app = app
         self.identify = identify
         self.ledger = ledger
         self.running = running
+        self.observe = observe
         self.body_limit_bytes = body_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         exchange = Exchange(
             request_id=str(uuid.uuid4()),
             client_address=self.identify.address(scope),
             operation=_operation(scope),
-            keyless="authorization" not in Headers(scope=scope),
+            keyless="authorization" not in headers,
+            user_agent=headers.get("user-agent", "")[:USER_AGENT_LENGTH],
         )
         scope.setdefault("state", {})["exchange"] = exchange
         status = 0
@@ -102,6 +116,7 @@ class Door:
             trouble = await self._record(exchange, exc)
             refusal = refuse(trouble, exchange, dialect_of(scope["path"]))
             await refusal(scope, receive, send_with_id)
+        self.observe(exchange, status)
         metrics.REQUESTS.labels(_known_operation(scope), str(status)).inc()
         log.info(
             "answered a request",
