@@ -10,12 +10,11 @@ import asyncio
 import time
 from collections import deque
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from service.watch import metrics
 from service.watch.alerts import Alert, Alerts, Matcher, Silence
 from service.watch.anomalies import Anomalies, Limits, Observation
-from service.watch.baselines import sketch
 from service.watch.conditions import Conditions
 from service.watch.delivery import Deliveries
 from service.watch.logs import get_logger, where_it_broke
@@ -158,7 +157,7 @@ class Alerting:
         tenant, key_id = alert.contains
         try:
             key = await self._switch.suspend_key(
-                TenantId(UUID(tenant)), key_id, lasts_s=alert.rule.contain_s, rule=alert.rule.name
+                TenantId(tenant), key_id, lasts_s=alert.rule.contain_s, rule=alert.rule.name
             )
         except KeyNotFound:  # a token's or a certificate's name is no key
             key = None
@@ -171,7 +170,7 @@ class Alerting:
         log.warning(
             "suspended a key",
             action="key_suspended",
-            tenant=tenant,
+            tenant=str(tenant),
             key=key_id,
             rule=alert.rule.name,
             lasts_s=alert.rule.contain_s,
@@ -226,7 +225,7 @@ def _observation(exchange: Exchange, status: int) -> Observation:
     seen = Observation(address=exchange.client_address, user_agent=exchange.user_agent, status=status)
     if caller is None:
         return seen
-    seen.tenant, seen.tenant_id, seen.key_id = caller.tenant_name, str(caller.tenant), caller.key_id
+    seen.tenant, seen.tenant_id, seen.key_id = caller.tenant_name, caller.tenant, caller.key_id
     seen.most_per_minute = caller.policy.anomaly_requests_per_minute
     if entry is None:
         return seen
@@ -234,8 +233,7 @@ def _observation(exchange: Exchange, status: int) -> Observation:
     seen.session = entry.session
     seen.end_user = str(details.get("subject") or details.get("end_user") or "")
     seen.refused = entry.decision in (Decision.REFUSED, Decision.DENIED)
-    if exchange.query:
-        seen.sketch = sketch(exchange.query)
+    seen.query = exchange.query or ""
     if entry.places:
         seen.score = entry.places[0][1] / MICRO
     screening = details.get("screening")

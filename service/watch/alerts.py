@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from service.watch import metrics
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from service.watch.anomalies import Anomaly
     from service.watch.rules import Routing, Rule
 
@@ -92,7 +94,7 @@ class Alert:
     """Seconds since 1970; None while it is pending."""
     ended_at: float | None = None
     silenced_by: tuple[str, ...] = ()
-    contains: tuple[str, str] | None = None
+    contains: tuple[UUID, str] | None = None
     """The tenant's id and the key's, where the rule says to refuse it for a while."""
     contained_s: float | None = None
 
@@ -175,7 +177,7 @@ class Alerts:
             if rule.confirmed and not anomaly.confirmed:
                 continue
             values = {name: f"{value:g}" for name, value in anomaly.values.items()}
-            contains = (anomaly.tenant_id, anomaly.key_id) if anomaly.key_id else None
+            contains = (anomaly.tenant_id, anomaly.key_id) if anomaly.tenant_id else None
             self.hold(rule, anomaly.labels, values, contains)
 
     def hold(
@@ -183,7 +185,7 @@ class Alerts:
         rule: Rule,
         labels: Mapping[str, str],
         values: Mapping[str, str],
-        contains: tuple[str, str] | None = None,
+        contains: tuple[UUID, str] | None = None,
     ) -> None:
         """What the rule is about holds now, of these labels."""
         named = _name(rule, labels)

@@ -15,9 +15,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from service.watch.baselines import Drift, Finding, Networks, Rate, Shapes
+from service.watch.baselines import Drift, Finding, Networks, Rate, Shapes, sketch
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 RATE, RISK, REFUSALS, NETWORK, PROBING, DRIFT = (
     "rate_anomaly",
@@ -41,6 +44,8 @@ LEAST_REFUSED, REFUSED_SHARE = 20, 0.3
 """Refusals of a key in a minute, and their share of its requests, below which nothing is odd."""
 LEAST_ALIKE, ALIKE_SHARE = 30, 0.5
 """Near-identical queries of a key in a minute, and their share of all."""
+BUSY = LEAST_ALIKE / 2
+"""Requests of a key in a minute from which on its queries are looked at."""
 HISTORY_S, HISTORY_USES = 3_600.0, 50
 """What a key must have behind it before a network can be new to it."""
 
@@ -75,7 +80,7 @@ class Observation:
     status: int = 200
     tenant: str = ""
     """Its name; empty: the caller is not known."""
-    tenant_id: str = ""
+    tenant_id: UUID | None = None
     key_id: str = ""
     session: str = ""
     end_user: str = ""
@@ -85,8 +90,8 @@ class Observation:
     category: str = ""
     score: float | None = None
     """The relevance of the answer's first place."""
-    sketch: frozenset[int] | None = None
-    """Of the query: `baselines.sketch`."""
+    query: str = ""
+    """Its text, which is sketched where the key is busy, and not kept."""
     most_per_minute: int | None = None
     """What the tenant's policy says is odd of a key in any case, where it does."""
 
@@ -100,7 +105,7 @@ class Anomaly:
     values: Mapping[str, float] = field(default_factory=dict)
     confirmed: bool = False
     """The second bucket of three, where it is about a rate."""
-    tenant_id: str = ""
+    tenant_id: UUID | None = None
     key_id: str = ""
 
 
@@ -166,7 +171,7 @@ class Anomalies:
             if counts and 400 <= seen.status < 500:
                 self._look_at_stranger(seen.address, network, now_s, found)
             return found
-        key = self._keys[seen.tenant_id, seen.key_id]
+        key = self._keys[seen.tenant, seen.key_id]
         always_from = math.inf if seen.most_per_minute is None else seen.most_per_minute
         finding = key.rate.note(now_s, self._limits.key_per_minute, always_from=always_from)
         if finding:
@@ -174,7 +179,7 @@ class Anomalies:
         self._look_at_client(seen, network, counts, now_s, found)
         self._look_at_use(seen, key, network, counts, now_s, found)
         if seen.score is not None:
-            drift = self._tenants[seen.tenant_id]
+            drift = self._tenants[seen.tenant]
             if drift.note(seen.score):
                 found.append(
                     Anomaly(
@@ -188,7 +193,8 @@ class Anomalies:
 
     def _look_at_stranger(self, address: str, network: str, now_s: float, found: list[Anomaly]) -> None:
         rate = self._strangers[address]
-        finding = rate.note(now_s, self._limits.stranger_per_minute)
+        least = self._limits.stranger_per_minute
+        finding = rate.note(now_s, least, always_from=least)  # to try keys is never ordinary
         if finding:
             labels = {"scope": "stranger", "network": network}
             found.append(Anomaly(RATE, labels, _pace(rate), finding is Finding.CONFIRMED))
@@ -205,7 +211,7 @@ class Anomalies:
             scope, who = "address", f"{seen.address} {seen.user_agent}"
         else:
             return
-        rate = self._clients[seen.tenant_id, seen.key_id, scope, who]
+        rate = self._clients[seen.tenant, seen.key_id, scope, who]
         finding = rate.note(now_s, self._limits.key_per_minute)
         if finding:
             name, told = ("network", network) if scope == "address" else (scope, who)
@@ -218,9 +224,9 @@ class Anomalies:
         if seen.risk > self._limits.risk:
             found.append(_of(seen, RISK, Finding.ODD, {"risk": round(seen.risk, 2)}, category=seen.category))
         if seen.refused:
-            finding = key.refused.note(now_s, LEAST_REFUSED)
+            finding = key.refused.note(now_s, max(LEAST_REFUSED, REFUSED_SHARE * key.rate.minute))
             share = key.refused.minute / key.rate.minute
-            if finding and share >= REFUSED_SHARE:
+            if finding:
                 values = {"refused_percent": round(100 * share), "per_minute": key.refused.minute}
                 found.append(_of(seen, REFUSALS, finding, values))
         if counts and network:
@@ -228,10 +234,10 @@ class Anomalies:
             aged = now_s - networks.began_s >= HISTORY_S and networks.uses >= HISTORY_USES
             if networks.is_new(network) and aged:
                 found.append(_of(seen, NETWORK, Finding.ODD, {}, network=network))
-        if seen.sketch is not None and key.shapes.has_alike(seen.sketch):
-            finding = key.alike.note(now_s, LEAST_ALIKE)
+        if seen.query and key.rate.minute >= BUSY and key.shapes.has_alike(sketch(seen.query)):
+            finding = key.alike.note(now_s, max(LEAST_ALIKE, ALIKE_SHARE * key.rate.minute))
             share = key.alike.minute / key.rate.minute
-            if finding and share >= ALIKE_SHARE:
+            if finding:
                 values = {"alike_percent": round(100 * share), "per_minute": key.alike.minute}
                 found.append(_of(seen, PROBING, finding, values))
 

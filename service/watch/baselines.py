@@ -22,14 +22,14 @@ SIGMAS = 6.0
 HIGH_SIGMAS = 4.0
 """From here on a bucket is high: it teaches no more, and confirms an odd one that is at most two buckets away."""
 LEARNING = 30
-"""Buckets without which nothing is known of a client; until then the least that counts decides alone."""
+"""Buckets without which nothing is known of a client."""
 LONGEST_REST = 30
 """Buckets of silence that are learnt from at most: who sleeps at night is not new each morning."""
 KEPT_SHAPES = 8
 MOST_NETWORKS = 16
 """Of one key; one with more roams, and a new network says nothing of it."""
 
-SHINGLE, MOST_CHARACTERS = 4, 40
+MOST_CHARACTERS = 24
 SKETCH = 4
 ALIKE = 2
 """Numbers that two sketches share where their texts are nearly the same."""
@@ -67,7 +67,7 @@ class Rate:
             "_odds",
             "_square",
         ),
-        *("minute", "most"),
+        *("_greeted", "minute", "most"),
     )
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Rate:
         self._learnt = 0
         self._odds = self._highs = 0
         """Of the bucket that is open and the two before, a bit for each."""
-        self._flagged = False
+        self._flagged = self._greeted = False
         self._high = 0.0
         self.minute = 0
         """How often in the last minute, the bucket that is open included."""
@@ -91,15 +91,21 @@ class Rate:
         """Of a bucket."""
         return self._mean
 
-    def note(self, now_s: float, least: float, *, always_from: float = math.inf) -> Finding:
-        """Count one, at `now_s` of a clock that never goes back. Below `least` a minute nothing is odd.
+    def note(self, now_s: float, least: float, *, times: int = 1, always_from: float = math.inf) -> Finding:
+        """Count one, or so many at once, at `now_s` of a clock that never goes back. Below `least` a minute nothing is odd.
 
-        From `always_from` a minute on everything is, however ordinary it has become.
+        From `always_from` a minute on everything is, however ordinary it has become. While nothing is known, `least` decides
+        alone, once, and nothing is confirmed: a restart forgets whoever is busy.
         """
         self.move(now_s)
-        self._count += 1
-        self.minute += 1
+        self._count += times
+        self.minute += times
         reached = self.minute >= always_from
+        if self._learnt < LEARNING and not reached:
+            if self._greeted or self.minute < least:
+                return Finding.ORDINARY
+            self._greeted = self._flagged = True
+            return Finding.ODD
         if self._flagged or not (reached or (self.minute >= least and self._count > self._high)):
             return Finding.ORDINARY
         self._highs |= 1
@@ -190,7 +196,11 @@ class Shapes:
     def has_alike(self, sketch: frozenset[int]) -> bool:
         """Whether one of the last queries was nearly the same; this one is kept in the oldest's place."""
         least = min(ALIKE, len(sketch))
-        alike = any(len(kept & sketch) >= least for kept in self._kept)
+        alike = False
+        for kept in self._kept:
+            if not kept.isdisjoint(sketch) and len(kept & sketch) >= least:
+                alike = True
+                break
         if len(self._kept) < KEPT_SHAPES:
             self._kept.append(sketch)
         else:
@@ -240,8 +250,8 @@ def sketch(text: str) -> frozenset[int]:
     """At most four numbers, of which texts that are nearly the same share two; nothing leads back to the text.
 
     The least hashes (a bottom-k sketch: Broder 1997) of the runs of four characters, without case and spaces, among the
-    first 40. The hash is the interpreter's own, keyed at random in every process.
+    first 24. The hash is the interpreter's own, keyed at random in every process.
     """
     folded = "".join(text[: 2 * MOST_CHARACTERS].lower().split())[:MOST_CHARACTERS]
-    runs = {hash(folded[place : place + SHINGLE]) for place in range(max(1, len(folded) - SHINGLE + 1))}
+    runs = {*map(hash, zip(folded, folded[1:], folded[2:], folded[3:], strict=False))} or {hash(folded)}
     return frozenset(sorted(runs)[:SKETCH])

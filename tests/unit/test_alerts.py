@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +28,7 @@ from service.watch.metrics import REGISTRY
 from service.watch.rules import SEVERITIES, Condition, Routing, Rule, duration_s, read_rules
 from service.watch.sinks import build_sinks
 
+ACME = UUID(int=7)
 ROOT = Path(__file__).resolve().parents[2]
 RATE = Rule("Rate", "warning", anomaly="rate_anomaly", keep_s=120.0, summary="$per_minute of $tenant")
 ROUTING = Routing(("alertname", "tenant"), 30.0, 300.0, 3_600.0)
@@ -55,7 +57,9 @@ def build(clock: Clock, *rules: Rule, routing: Routing = ROUTING) -> Alerts:
 
 
 def odd(tenant: str = "acme", key: str = "k1", *, confirmed: bool = False) -> Anomaly:
-    return Anomaly("rate_anomaly", {"tenant": tenant, "key": key}, {"per_minute": 120.0}, confirmed, "7", key)
+    return Anomaly(
+        "rate_anomaly", {"tenant": tenant, "key": key}, {"per_minute": 120.0}, confirmed, ACME, key
+    )
 
 
 def run(
@@ -209,7 +213,7 @@ def test_a_key_is_to_be_suspended_once_and_again_when_its_time_is_over(clock: Cl
     alerts = build(clock, Rule("Burst", "critical", anomaly="rate_anomaly", contain_s=120.0, summary="x"))
     alerts.raise_anomaly(odd())
     first = alerts.next_suspension()
-    assert first is not None and first.contains == ("7", "k1")
+    assert first is not None and first.contains == (ACME, "k1")
     assert alerts.next_suspension() is first, "until it was done"
     alerts.suspended(first)
     held(alerts, clock, 110, odd())
