@@ -38,7 +38,8 @@ WINDOW = 500
 """Scores of which one histogram is made, and compared with the reference."""
 REFERENCE = 1_000
 """Scores without which there is no reference."""
-REFERENCE_PACE = 0.1
+REFERENCE_PACE, DRIFTING_PACE = 0.1, 0.03
+"""The share of a window that the reference takes in, and of one that lies elsewhere."""
 
 
 class Finding(IntEnum):
@@ -224,7 +225,7 @@ class Drift:
     def note(self, score: float) -> bool:
         """Count one score; whether the window that it fills lies elsewhere than the reference.
 
-        The reference follows by a tenth of each window, so what has come to stay is the reference in the end.
+        The reference follows, and what has come to stay is the reference in the end.
         """
         self._bins[min(int(score * BINS), BINS - 1)] += 1
         self._count += 1
@@ -238,12 +239,12 @@ class Drift:
             self._reference = [was + now for was, now in zip(self._reference, window, strict=True)]
             return False
         self.index = stability([round(count) for count in self._reference], window)
-        scale = sum(self._reference) / WINDOW
+        drifted = self.index > PSI
+        pace, scale = DRIFTING_PACE if drifted else REFERENCE_PACE, sum(self._reference) / WINDOW
         self._reference = [
-            was + REFERENCE_PACE * (now * scale - was)
-            for was, now in zip(self._reference, window, strict=True)
+            was + pace * (now * scale - was) for was, now in zip(self._reference, window, strict=True)
         ]
-        return self.index > PSI
+        return drifted
 
 
 def sketch(text: str) -> frozenset[int]:

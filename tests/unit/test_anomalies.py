@@ -351,7 +351,7 @@ def test_what_has_come_to_stay_is_drift_no_longer() -> None:
     rng, drift = random.Random(2), Drift()
     for _ in range(6 * WINDOW):
         drift.note(rng.betavariate(2, 5))
-    later = [drift.note(rng.betavariate(5, 2)) for _ in range(40 * WINDOW)]
+    later = [drift.note(rng.betavariate(5, 2)) for _ in range(80 * WINDOW)]
     assert any(later[: 2 * WINDOW]) and not any(later[-2 * WINDOW :])
 
 
