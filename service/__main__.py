@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cobblestone import NotAuthentic
 from models import ModelError
 from service.cli import (
+    alerts,
     doctor,
     erase,
     incidents,
@@ -53,6 +54,7 @@ log.app.command("erase")(erase.erase)
 app.add_typer(witness.app, name="witness")
 app.add_typer(models.app, name="model")
 app.add_typer(incidents.app, name="incident")
+app.add_typer(alerts.app, name="alert")
 app.command("usage")(live.show_usage)
 app.command("contain")(live.contain)
 app.command("release")(live.release)

@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 
 from service import __version__
+from service.alerting import build_alerting
 from service.api.addresses import Proxies
 from service.api.admin.router import build_admin_router
 from service.api.auditing import build_auditing_router
@@ -108,6 +109,7 @@ def create_app(
     desk = build_desk(database, installation)
     audit, quotas, sessions = desk.audit, desk.quotas, desk.sessions
     running = Running()
+    alerting = build_alerting(settings, desk)
     access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
     uses = Uses(database)
     refusals = Refusals(audit)
@@ -136,6 +138,7 @@ def create_app(
         evidence=evidence,
         sequencing=sequencing,
         cosigning=cosigning,
+        alerting=alerting,
         key_sets=KeySets(identities.issuers, tokens) if identities.issuers else None,
     )
     identify = Identify(
@@ -270,6 +273,7 @@ def create_app(
                 identify=identify,
                 ledger=ledger,
                 running=running,
+                observe=alerting.observe,
                 body_limit_bytes=settings.body_limit_bytes,
             ),
         ],

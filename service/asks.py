@@ -18,6 +18,7 @@ from service.errors import ClientClosed, Contained
 if TYPE_CHECKING:
     from service.screened import Screened
     from tenants.access import Caller
+    from tenants.audit import Entry
     from tenants.limits import Standing
 
 
@@ -99,6 +100,11 @@ class Exchange:
     """What was decided about its texts and images, once they were screened."""
     entry_id: str | None = None
     """The id of this request's entry in the log, once there is one."""
+    entry: Entry | None = None
+    """What the log was told of it last."""
+    query: str | None = None
+    """The text that was asked, once its decision was written."""
+    user_agent: str = ""
     halted: bool = False
     """Set by `halt`: nothing more is done for this request."""
     connection: asyncio.Timeout | None = None

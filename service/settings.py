@@ -177,12 +177,36 @@ class Settings(BaseSettings):
         14, ge=1, description="Days of log files that are kept, today's included; older ones are deleted."
     )
 
+    alerts: FilePath | None = Field(
+        None,
+        description="TOML file of alert rules and sinks (`docs/alerts.md`); unset: the shipped rules, told in the log.",
+    )
+    anomaly_key_per_minute: int = Field(
+        100,
+        ge=1,
+        description="Requests a minute from which on a key, or a client of it, may be a `rate_anomaly`.",
+    )
+    anomaly_stranger_per_minute: int = Field(
+        10,
+        ge=1,
+        description="Refused requests a minute from which on an address may be one whose caller nobody knows.",
+    )
+    anomaly_allowed: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Networks whose addresses never count as anomalies, with commas between."
+    )
+    anomaly_clients: int = Field(
+        10_000,
+        ge=100,
+        le=1_000_000,
+        description="Keys, clients and addresses that are remembered, of each so many at most.",
+    )
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "anomaly_allowed")
     @classmethod
     def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
@@ -205,7 +229,7 @@ class Settings(BaseSettings):
         """The model's name as callers see it: of a folder its last part, for no answer holds a path."""
         return Path(self.model).resolve().name if self.model != DEMO and self.model_is_local else self.model
 
-    @field_validator("model_aliases", "image_plugins", "witnesses", mode="before")
+    @field_validator("model_aliases", "image_plugins", "witnesses", "anomaly_allowed", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if not isinstance(value, str):

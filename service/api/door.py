@@ -28,6 +28,8 @@ from tenants.access import Role
 from tenants.errors import ReceiptPending
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.api.dialects import Dialect
@@ -50,6 +52,7 @@ OPEN_PATHS = frozenset(
 OPEN_BODY_BYTES = 64 * 1024
 """Who has shown no key may send no more."""
 
+USER_AGENT_LENGTH = 200
 PLAIN_PATH = re.compile(r"/[a-z0-9/_.-]{0,47}")
 
 log = get_logger(__name__)
@@ -59,12 +62,21 @@ class Door:
     """Lets callers in. Outermost but for Starlette's own last resort."""
 
     def __init__(
-        self, app: ASGIApp, *, identify: Identify, ledger: Ledger, running: Running, body_limit_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        identify: Identify,
+        ledger: Ledger,
+        running: Running,
+        observe: Callable[[Exchange, int], None],
+        body_limit_bytes: int,
     ) -> None:
+        """`observe` is told of every request once it is finished, with its status; it never raises."""
         self.app = app
         self.identify = identify
         self.ledger = ledger
         self.running = running
+        self.observe = observe
         self.body_limit_bytes = body_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +90,7 @@ class Door:
             operation=_operation(scope),
             keyless="authorization" not in headers,
             trace_id=read_trace_id(headers.getlist("traceparent")),
+            user_agent=headers.get("user-agent", "")[:USER_AGENT_LENGTH],
         )
         scope.setdefault("state", {})["exchange"] = exchange
         with request_of(exchange.request_id, exchange.trace_id):
@@ -110,6 +123,7 @@ class Door:
             trouble = await self._record(exchange, exc)
             refusal = refuse(trouble, exchange, dialect_of(scope["path"]))
             await refusal(scope, receive, send_with_id)
+        self.observe(exchange, status)
         caller = exchange.caller
         metrics.note_request(
             _known_operation(scope),

@@ -70,6 +70,13 @@ ACTIONS = frozenset(
         "unforeseen",
         "log_dropped",
         "log_unwritable",
+        "alert",
+        "alert_failed",
+        "alert_sent",
+        "observation_failed",
+        "key_suspended",
+        "key_resumed",
+        "suspension_withheld",
     }
 )
 

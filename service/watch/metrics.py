@@ -200,6 +200,12 @@ COSIGNING_FAILURES = Counter(
     registry=REGISTRY,
 )
 
+ANOMALIES = Counter("pericarp_anomalies", "What was out of the ordinary.", ["anomaly"], registry=REGISTRY)
+OBSERVATION_FAILURES = Counter(
+    "pericarp_observation_failures",
+    "Requests that could not be looked at for anomalies; they were answered all the same.",
+    registry=REGISTRY,
+)
 BACKUP_TIME = Gauge(
     "pericarp_backup_timestamp_seconds",
     "When the newest good one ended, in Unix time; 0 where none is known.",
@@ -212,6 +218,10 @@ ALERTS = Counter(
     ["sink", "outcome"],
     registry=REGISTRY,
 )
+ALERTS_SUPPRESSED = Counter(
+    "pericarp_alerts_suppressed", "Alerts that nobody was told of, by why.", ["reason"], registry=REGISTRY
+)
+ALERTS_FIRING = Gauge("pericarp_alerts_firing", "Alerts that fire.", ["severity"], registry=REGISTRY)
 DROPPED_LOG_LINES = Counter(
     "pericarp_dropped_log_lines",
     "Lines of the service's own log that its writer could not keep up with, or could not write.",
