@@ -184,6 +184,7 @@ def create_app(
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.worker_threads,
+        memory_bytes=settings.worker_memory_bytes,
         max_workers=settings.max_workers,
         spare_workers=settings.spare_workers,
         idle_s=settings.worker_idle_s,

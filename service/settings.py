@@ -142,6 +142,12 @@ class Settings(BaseSettings):
         "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
     )
 
+    worker_memory_bytes: int = Field(
+        4 * 1024**3,
+        ge=64 * 1024 * 1024,
+        description="Memory that a worker on a CPU may take beside what it has loaded; a request beyond it gets 503.",
+    )
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -65,6 +65,7 @@ def build_router(
         """True only when a worker has scored a warm-up, screening runs, the database answers and the log's tree holds.
 
         `screening` tells what is looked with, what of it is missing, and how the processes that look are confined;
+        `workers` how those are that score;
         `witnesses`, where there are any, how each stands, which no answer waits for.
         """
         checks = {
@@ -82,7 +83,15 @@ def build_router(
             "sandbox": {"images": _tell_sandbox(screen.sandbox), "texts": _tell_sandbox(readers.sandbox)},
         }
         witnesses = {"witnesses": cosigning.standing} if cosigning.standing else {}
-        return {"status": "ready", "checks": checks, "weights": weights, "screening": screening, **witnesses}
+        workers = {"sandbox": _tell_sandbox(fleet.sandbox)}
+        return {
+            "status": "ready",
+            "checks": checks,
+            "weights": weights,
+            "workers": workers,
+            "screening": screening,
+            **witnesses,
+        }
 
     @router.get("/metrics", tags=["operations"], summary="Prometheus metrics (platform_admin keys)")
     async def export_metrics(request: Request) -> Response:

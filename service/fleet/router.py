@@ -22,6 +22,7 @@ from models import Item, Job, ModelCard, Scores
 from tenants.policy import Isolation
 
 if TYPE_CHECKING:
+    from service.processes.sandbox import Measure
     from tenants.policy import Policy
 
 
@@ -177,6 +178,11 @@ class Fleet(Protocol):
     @property
     def lent(self) -> LentState:
         """What is known of weights that workers share on a GPU."""
+        ...
+
+    @property
+    def sandbox(self) -> tuple[Measure, ...]:
+        """What confines the workers, as one that lives says; empty while none does."""
         ...
 
     def workers(self) -> tuple[WorkerState, ...]:
