@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from service.cli import erase, inquiry, keys, live, log, tenants, thresholds, tokens, witness
+from service.cli import erase, health, inquiry, keys, live, log, tenants, thresholds, tokens, witness
 from service.cli.opening import installation
 from service.errors import ServiceError
 from service.installation import bring_up_to_date
@@ -35,6 +35,7 @@ log.app.command("query")(inquiry.query)
 app.add_typer(log.app, name="audit")
 log.app.command("erase")(erase.erase)
 app.add_typer(witness.app, name="witness")
+app.command("health")(health.health)
 app.command("usage")(live.show_usage)
 app.command("contain")(live.contain)
 app.command("release")(live.release)

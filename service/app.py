@@ -102,7 +102,7 @@ def create_app(
     database = Database(installation.app_url)
     desk = build_desk(database, installation)
     audit, quotas, sessions = desk.audit, desk.quotas, desk.sessions
-    running = Running()
+    running = Running(most_requests=settings.tenant_requests, most_body_bytes=settings.tenant_body_bytes)
     access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
     uses = Uses(database)
     refusals = Refusals(audit)
