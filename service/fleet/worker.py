@@ -52,7 +52,6 @@ from service.fleet.messages import (
 )
 from service.processes.lock import lock_in
 from service.processes.parent import BROKEN, Parent, leave, name_process, tell_unforeseen
-from service.processes.priority import give_way
 from service.processes.sandbox import Confinement, Measure, confine, go_first
 from service.processes.seccomp import NAME, filter_network
 from service.processes.wire import Failure, Hello, WireError
@@ -207,8 +206,8 @@ class Desk:
 def _lock_in(parent: Parent, card: ModelCard, options: argparse.Namespace) -> tuple[Measure, ...]:
     """Give up all but memory, the socket and stderr; on a GPU, whose driver asks for files, the network alone."""
     if not card.device.startswith("cuda"):
-        return lock_in(parent, uid=options.uid, data_bytes=options.memory, computes=True, gives_way=True)
-    sandbox = (give_way(), go_first(), *confine(Confinement(uid=options.uid, open_files=OPEN_FILES)))
+        return lock_in(parent, uid=options.uid, data_bytes=options.memory, computes=True)
+    sandbox = (go_first(), *confine(Confinement(uid=options.uid, open_files=OPEN_FILES)))
     parent.follow_to_death()  # a change of user cleared it
     return (*sandbox, filter_network(), Measure(NAME, False, UNLOCKED), Measure("data", False, UNLOCKED))
 

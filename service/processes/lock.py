@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.processes.landlock import shut
-from service.processes.priority import give_way
 from service.processes.sandbox import Confinement, Measure, confine, go_first, limit
 from service.processes.seccomp import computing_rules, filter_calls, rules
 
@@ -23,14 +22,13 @@ def lock_in(
     address_space_bytes: int | None = None,
     data_bytes: int | None = None,
     computes: bool = False,
-    gives_way: bool = False,
 ) -> tuple[Measure, ...]:
     """Leave this process nothing but memory, its socket and stderr, for good. Never raises: see the report.
 
     Call it on the only thread; the beat, which starts here, is the last other one, unless it `computes`: then threads may
     start, and memory may be made executable. Whatever is needed from files must be there by now. The address space counts
     from zero, `data_bytes` (private memory that can be written, of which stacks are a part) from what there is. `uid` is
-    taken where the process is root. Who `gives_way` computes for long, beside others who answer.
+    taken where the process is root.
     """
     if data_bytes is not None:
         data_bytes += _written_bytes()
@@ -41,7 +39,6 @@ def lock_in(
         data_bytes=data_bytes,
     )
     measures = [
-        *((give_way(),) if gives_way else ()),
         go_first(),
         *shut(),  # needs a descriptor, and binds threads that are yet to start
         limit("file_size", resource.RLIMIT_FSIZE, 0),

@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     region = open_region(shared)
     eyes = _equip(arguments[8]) if len(arguments) > 8 else None
     _warm_up()
-    measures = lock_in(parent, uid=SCREENER_UID, address_space_bytes=_address_space_bytes(), gives_way=True)
+    measures = lock_in(parent, uid=SCREENER_UID, address_space_bytes=_address_space_bytes())
     _warm_up()
     if eyes is not None:
         eyes.look(WARM_UP_PIXELS, Looks(risk=True, text=ImageText.STRICT))
