@@ -18,6 +18,7 @@ from service.cli import (
     alerts,
     doctor,
     erase,
+    health,
     incidents,
     inquiry,
     keys,
@@ -55,6 +56,7 @@ app.add_typer(witness.app, name="witness")
 app.add_typer(models.app, name="model")
 app.add_typer(incidents.app, name="incident")
 app.add_typer(alerts.app, name="alert")
+app.command("health")(health.health)
 app.command("usage")(live.show_usage)
 app.command("contain")(live.contain)
 app.command("release")(live.release)

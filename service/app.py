@@ -108,7 +108,7 @@ def create_app(
     database = Database(installation.app_url)
     desk = build_desk(database, installation)
     audit, quotas, sessions = desk.audit, desk.quotas, desk.sessions
-    running = Running()
+    running = Running(most_requests=settings.tenant_requests, most_body_bytes=settings.tenant_body_bytes)
     alerting = build_alerting(settings, desk)
     access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
     uses = Uses(database)
@@ -192,6 +192,7 @@ def create_app(
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.worker_threads,
+        memory_bytes=settings.worker_memory_bytes,
         max_workers=settings.max_workers,
         spare_workers=settings.spare_workers,
         idle_s=settings.worker_idle_s,
