@@ -46,6 +46,8 @@ LEAST_ALIKE, ALIKE_SHARE = 30, 0.5
 """Near-identical queries of a key in a minute, and their share of all."""
 BUSY = LEAST_ALIKE / 2
 """Requests of a key in a minute from which on its queries are looked at."""
+BUSIEST, EVERY = 240, 4
+"""From so many on it is each fourth of them that is looked at, and counts for four."""
 HISTORY_S, HISTORY_USES = 3_600.0, 50
 """What a key must have behind it before a network can be new to it."""
 
@@ -234,9 +236,12 @@ class Anomalies:
             aged = now_s - networks.began_s >= HISTORY_S and networks.uses >= HISTORY_USES
             if networks.is_new(network) and aged:
                 found.append(_of(seen, NETWORK, Finding.ODD, {}, network=network))
-        if seen.query and key.rate.minute >= BUSY and key.shapes.has_alike(sketch(seen.query)):
-            finding = key.alike.note(now_s, max(LEAST_ALIKE, ALIKE_SHARE * key.rate.minute))
-            share = key.alike.minute / key.rate.minute
+        minute = key.rate.minute
+        times = 1 if minute < BUSIEST else EVERY
+        looks = seen.query and minute >= BUSY and minute % times == 0
+        if looks and key.shapes.has_alike(sketch(seen.query)):
+            finding = key.alike.note(now_s, max(LEAST_ALIKE, ALIKE_SHARE * minute), times=times)
+            share = key.alike.minute / minute
             if finding:
                 values = {"alike_percent": round(100 * share), "per_minute": key.alike.minute}
                 found.append(_of(seen, PROBING, finding, values))
