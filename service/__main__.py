@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from service.cli import erase, inquiry, keys, live, log, tenants, thresholds, tokens, witness
+from service.backup import BackupError
+from service.cli import backup, erase, inquiry, keys, live, log, tenants, thresholds, tokens, witness
 from service.cli.opening import installation
 from service.errors import ServiceError
 from service.installation import bring_up_to_date
@@ -35,6 +36,7 @@ log.app.command("query")(inquiry.query)
 app.add_typer(log.app, name="audit")
 log.app.command("erase")(erase.erase)
 app.add_typer(witness.app, name="witness")
+app.add_typer(backup.app, name="backup")
 app.command("usage")(live.show_usage)
 app.command("contain")(live.contain)
 app.command("release")(live.release)
@@ -74,7 +76,7 @@ def main() -> None:
             name = "PERICARP_" + "_".join(map(str, error["loc"])).upper() if error["loc"] else "settings"
             typer.echo(f"{name}: {error['msg']}", err=True)
         sys.exit(2)
-    except (TenancyError, ServiceError, EmbeddedError) as exc:
+    except (TenancyError, ServiceError, EmbeddedError, BackupError) as exc:
         typer.echo(f"{type(exc).__name__}: {exc}", err=True)
         sys.exit(1)
 

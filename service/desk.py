@@ -13,6 +13,7 @@ from service.erasing import Erasing
 from service.inquiry import Inquiry
 from service.present_use import PresentUse
 from tenants.audit import Audit
+from tenants.backups import Backups
 from tenants.canaries import Canaries
 from tenants.cosignatures import Cosignatures
 from tenants.denials import Denials
@@ -62,6 +63,7 @@ class Desk:
     adapting: Adapting
     erasing: Erasing
     inquiry: Inquiry
+    backups: Backups
 
 
 def build_desk(database: Database, installation: Installation) -> Desk:
@@ -125,4 +127,5 @@ def build_desk(database: Database, installation: Installation) -> Desk:
             lifecycle=lifecycle,
             deeds=deeds,
         ),
+        backups=Backups(database),
     )

@@ -32,9 +32,7 @@ backup = Table(
     time("recorded_at", default=True),
     time("pruned_at", nullable=True),
     PrimaryKeyConstraint("sequence", name="backup_pkey"),
-    CheckConstraint(
-        "sequence > 0 and (parent is null or parent < sequence)", name="backup_sequence_check"
-    ),
+    CheckConstraint("sequence > 0 and (parent is null or parent < sequence)", name="backup_sequence_check"),
     CheckConstraint(
         "kind in ('full', 'incremental') and (kind = 'full') = (parent is null)", name="backup_kind_check"
     ),

@@ -73,6 +73,11 @@ _BUSY = (
 )
 
 
+def schema_head() -> str:
+    """The revision that this version's schema stands at."""
+    return ScriptDirectory.from_config(_alembic_config()).get_current_head() or ""
+
+
 async def migrate(owner_url: str) -> None:
     """Bring the schema to this version's head, in one transaction: all of it or nothing.
 
@@ -130,9 +135,7 @@ class Database:
             connection = await connect(self._url, {}, command_timeout=CALL_S)
             try:
                 await refuse_unsafe(connection)
-                await refuse_outdated(
-                    connection, ScriptDirectory.from_config(_alembic_config()).get_current_head() or ""
-                )
+                await refuse_outdated(connection, schema_head())
             finally:
                 await connection.close(timeout=CONNECT_S)
             self._calls = await asyncpg.create_pool(

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tenants.postgres_account import (
@@ -46,9 +47,48 @@ def initialise(home: Path, place: Place, binaries: Path) -> None:
     sync_directory(place.cluster)
 
 
-def refuse_other_major(place: Place, binaries: Path) -> None:
+def take_in(home: Path, place: Place, binaries: Path, fill: Callable[[Path], None], verifier: str) -> None:
+    """Have `fill` write a cluster, a restored base backup, into an empty folder; then rename: data/ is either whole or not there.
+
+    Postgres recovers it in single-user mode, where it takes the password of this home's superuser, by its SCRAM `verifier`.
+    Raises `DataUnusable`, and what `fill` raises; nothing is left then.
+    """
+    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=place.cluster))
+    try:
+        fill(draft)
+        draft.chmod(0o700)
+        hand_over(draft, place.uid, place.gid)
+        refuse_other_major(draft, binaries)
+        words: list[str | Path] = [
+            binaries / "postgres",
+            "--single",
+            "-D",
+            draft,
+            "-c",
+            "log_min_messages=warning",
+        ]
+        # Single-user mode says what is wrong and ends with 0, but for what ends it: so the answer is asked for.
+        told = subprocess.run(
+            as_account("become", place.uid, place.gid, [*words, "-c", "exit_on_error=on", "postgres"]),
+            input=f"alter role postgres with login password '{verifier}'\n",
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env=CLEAN_ENVIRONMENT,
+            check=False,
+        )
+        if told.returncode:
+            raise DataUnusable(f"Postgres cannot recover what was restored: {last_lines(told.stderr)}")
+        draft.rename(place.data)
+        sync_directory(place.cluster)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def refuse_other_major(data: Path, binaries: Path) -> None:
     """Raises DataUnusable where the data was written by another major version; nothing is touched."""
-    recorded = (place.data / "PG_VERSION").read_text().strip()
+    recorded = (data / "PG_VERSION").read_text().strip()
     answer = subprocess.run(
         [binaries / "postgres", "--version"],
         capture_output=True,
