@@ -292,7 +292,7 @@ def create_app(
     moderation = Moderation(ledger=ledger, vetting=vetting, fetch=fetch, deadline_s=settings.deadline_s)
     app.include_router(build_moderations_router(moderation=moderation, deadline_s=settings.deadline_s))
     app.include_router(build_usage_router(quotas=quotas))
-    app.include_router(build_auditing_router(proofs=desk.proofs))
+    app.include_router(build_auditing_router(proofs=desk.proofs, backups=desk.backups))
     app.include_router(
         build_leaks_router(
             leaks=Leaks(database=database, keys=desk.directory.keys, audit=audit, refusals=refusals),

@@ -115,6 +115,16 @@ def streamed(source: Source, upon: Path | None) -> Iterator[IO[bytes]]:
             process.stderr.close()
 
 
+def database_of(url: str) -> str:
+    """The name of the database that a URL leads to."""
+    return make_url(url).database or ""
+
+
+def in_database(url: str, name: str) -> str:
+    """The same server, another database of it."""
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
 def verify(binaries: Path, backup: Path) -> None:
     """Compare every file of an unpacked base backup with its manifest. Raises `BaseBackupFailed`."""
     _run([binaries / "pg_verifybackup", "--exit-on-error", "--quiet", backup])

@@ -42,9 +42,16 @@ class Configuration:
     """By setting and name."""
     policies: Any
     """Tenants with their policies, as they were."""
+    database: str
+    """Its name on its server."""
 
     def pack(self) -> bytes:
-        told = {"settings": self.settings, "secrets": self.checks, "policies": self.policies}
+        told = {
+            "settings": self.settings,
+            "secrets": self.checks,
+            "policies": self.policies,
+            "database": self.database,
+        }
         return pack(
             {f"{name}.json": orjson.dumps(value, option=orjson.OPT_INDENT_2) for name, value in told.items()}
             | {f"files/{name}": content for name, content in self.files.items()}
@@ -55,8 +62,9 @@ class Configuration:
         """Raises `BackupDamaged`."""
         found = unpack(data)
         try:
-            settings, checks, policies = (
-                orjson.loads(found.pop(f"{name}.json")) for name in ("settings", "secrets", "policies")
+            settings, checks, policies, database = (
+                orjson.loads(found.pop(f"{name}.json"))
+                for name in ("settings", "secrets", "policies", "database")
             )
         except (KeyError, ValueError) as exc:
             raise BackupDamaged("the configuration cannot be read") from exc
@@ -67,6 +75,7 @@ class Configuration:
             checks,
             {name.removeprefix("files/"): content for name, content in found.items()},
             policies,
+            database,
         )
 
     def refuse_other_secrets(self, folder: Path) -> None:
@@ -86,7 +95,7 @@ def check_value(secret: bytes) -> str:
     return hmac.digest(secret, CHECK, hashlib.sha256).hex()
 
 
-async def collect(settings: Settings, home: Path, directory: Directory) -> Configuration:
+async def collect(settings: Settings, home: Path, directory: Directory, database: str) -> Configuration:
     """Of an installation that is open. Raises `BackupRefused` where a file cannot be read."""
     plain, files = {}, {}
     for name in type(settings).model_fields:
@@ -103,7 +112,7 @@ async def collect(settings: Settings, home: Path, directory: Directory) -> Confi
     for tenant in await directory.list_tenants():
         policy = await directory.find_policy(tenant.id)
         policies.append({"id": str(tenant.id), "name": tenant.name, "policy": orjson.loads(policy.to_json())})
-    return Configuration(plain, checks, files, policies)
+    return Configuration(plain, checks, files, policies, database)
 
 
 def _files(path: Path) -> list[Path]:

@@ -68,12 +68,15 @@ class Making:
         self._shelf = shelf
         self._progress = progress
 
-    async def run(self, actor: Actor, backup_url: str, *, full: bool) -> Done:
-        """One backup. Raises a `BackupError`, `BaseBackupFailed`, `LogBroken`, `DatabaseUnavailable`; then there is none."""
+    async def run(self, actor: Actor, backup_url: str, database: str, *, full: bool) -> Done:
+        """One backup, of the whole server at `backup_url`; `database` is the name of ours.
+
+        Raises a `BackupError`, `BaseBackupFailed`, `DatabaseUnavailable`; then there is none.
+        """
         began = time.monotonic()
         known = await self._desk.backups.list()
         checkpoint = await self._checkpoint()
-        configuration = await collect(self._settings, self._folder.parent, self._desk.directory)
+        configuration = await collect(self._settings, self._folder.parent, self._desk.directory, database)
         async with base_backup.source(backup_url) as source:
             parent, why_full = await asyncio.to_thread(self._parent, known, source, full)
             making = (known, checkpoint, configuration.pack(), source)

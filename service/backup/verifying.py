@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import make_url
-
 from service.backup import BackupDoubted, Progress
 from service.backup.fetching import fetch_small, put_together, unpack_chain
 from service.backup.model_files import check_model
@@ -28,8 +26,6 @@ from tenants.restored_log import Recomputed, recompute
 if TYPE_CHECKING:
     from service.backup.shelf import Shelf, Shelved
     from service.desk import Desk
-
-DATABASE = "pericarp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,7 @@ class Verifying:
             await self._refuse_older(live)
             witnessed = [*witnessed, *await cosigned(live, self._log_key)]
         chain = self._shelf.chain(shelved)
-        _configuration, model = await asyncio.to_thread(fetch_small, self._shelf, shelved)
+        configuration, model = await asyncio.to_thread(fetch_small, self._shelf, shelved)
         with self._progress("Model files", sum(file.size_bytes for file in model.files)) as told:
             await asyncio.to_thread(check_model, self._shelf.store, self._shelf.key, model, told)
         binaries = carried_binaries()
@@ -90,7 +86,7 @@ class Verifying:
         with self._progress("Recovering", None):
             await asyncio.to_thread(put_together, binaries, unpacked, room / "home", durably=False)
         sizes = frozenset({shelved.manifest.log_size, *(each.checkpoint.size for each in witnessed)})
-        found = await asyncio.to_thread(self._read_all, room / "home", sizes)
+        found = await asyncio.to_thread(self._read_all, room / "home", configuration.database, sizes)
         compared = [*self._compare(shelved, found, witnessed)]
         if live is not None:
             await self._compare_live(live, found, witnessed)
@@ -105,9 +101,9 @@ class Verifying:
             tuple(compared),
         )
 
-    def _read_all(self, home: Path, sizes: frozenset[int]) -> Recomputed:
+    def _read_all(self, home: Path, database: str, sizes: frozenset[int]) -> Recomputed:
         with embedded.running(home, settings={"fsync": "off"}) as server:
-            url = make_url(server.superuser_url).set(database=DATABASE).render_as_string(hide_password=False)
+            url = base_backup.in_database(server.superuser_url, database)
             with self._progress("Tables and indexes", None):
                 base_backup.check_relations(server.binaries, url)
             with self._progress("Log", None) as told:

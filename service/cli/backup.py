@@ -43,6 +43,7 @@ from service.installation import SECRET_BYTES, opened
 from service.settings import Settings
 from tenants.access import INSTALLATION
 from tenants.backups import Known, Made
+from tenants.base_backup import database_of
 from tenants.checkpoint import VerifyKey
 from tenants.sequencer import log_signer
 
@@ -96,11 +97,11 @@ def run(
     with installation() as (settings, found), _opened(settings, make=True) as at:
         if found.backup_url is None:
             raise typer.BadParameter("set PERICARP_BACKUP_DATABASE_URL: a role that may replicate")
-        backup_url = found.backup_url
+        backup_url, database = found.backup_url, database_of(found.app_url)
 
         async def work(desk: Desk) -> dict[str, Any]:
             making = Making(settings=settings, folder=at.folder, desk=desk, shelf=at.shelf, progress=stage)
-            done = await making.run(operator(), backup_url, full=full)
+            done = await making.run(operator(), backup_url, database, full=full)
             manifest = done.shelved.manifest
             return {
                 "sequence": manifest.sequence,
