@@ -11,7 +11,7 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from service.backup import BackupDamaged
 
@@ -22,7 +22,7 @@ Target = Callable[[tarfile.TarInfo], IO[bytes] | None]
 
 
 class Members:
-    """Reads an archive that is written to it. Raises `BackupDamaged`, and what a target raises."""
+    """Reads an archive that is written to it: to be used as a context. Raises `BackupDamaged`, and what a target raises."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -57,10 +57,14 @@ class Members:
                     self._header.clear()
         return len(data)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self._close()
+
     def finish(self) -> None:
         """Nothing more comes. Raises `BackupDamaged` where the archive is not whole."""
-        if self._open is not None:
-            self._open.close()
         if self._content or self._padding or self._header or not self._ended:
             raise BackupDamaged("an archive ends before its end")
 
@@ -138,7 +142,7 @@ def unpack(archive: bytes) -> dict[str, bytes]:
     def target(member: tarfile.TarInfo) -> IO[bytes] | None:
         return found.setdefault(member.name, Kept()) if member.isreg() else None
 
-    members = Members(target)
-    members.write(archive)
-    members.finish()
+    with Members(target) as members:
+        members.write(archive)
+        members.finish()
     return {name: kept.getvalue() for name, kept in found.items()}

@@ -80,9 +80,9 @@ class _Counted:
 
 
 def _unpack(shelf: Shelf, shelved: Shelved, place: Path, told: Callable[[int], None]) -> None:
-    members = Members(unpacking(place))
-    _open(shelf, shelved, DATABASE, _Counted(members, told))
-    members.finish()
+    with Members(unpacking(place)) as members:
+        _open(shelf, shelved, DATABASE, _Counted(members, told))
+        members.finish()
     manifest = io.BytesIO()
     _open(shelf, shelved, DATABASE_MANIFEST, manifest)
     found = place / base_backup.MANIFEST

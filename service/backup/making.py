@@ -160,7 +160,7 @@ class Making:
             told = stack.enter_context(
                 self._progress("Database", source.size_bytes if parent is None else None)
             )
-            members = Members(catching(base_backup.MANIFEST, manifest))
+            members = stack.enter_context(Members(catching(base_backup.MANIFEST, manifest)))
             sealed = stack.enter_context(self._part(sequence, backup_id, DATABASE))
             with base_backup.streamed(source, upon) as stream:
                 while data := stream.read(PIECE_BYTES):

@@ -1,0 +1,119 @@
+"""A home whose database is up, and the command line on it: in this process, for a start of Python takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from service.__main__ import main
+from tenants import embedded
+
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 2 * 2**30
+KEPT_ELSEWHERE = ("pepper", "master-key", "log-key", "backup-key")
+"""What an operator keeps apart from the backups."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def told(self) -> Any:
+        """What it printed with `--json`."""
+        assert self.status == 0, self.stderr
+        return json.loads(self.stdout)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """An installation, and the store of its backups."""
+
+    home: Path
+    store: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *arguments: str, **settings: str) -> Ended:
+        """`python -m service …`, to its end."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PERICARP_")}
+        ours = {"PERICARP_HOME": str(self.home), "PERICARP_BACKUP_STORE": str(self.store)}
+        umask = os.umask(0o022)
+        with (
+            (self.home.parent / "stdout").open("w+") as out,
+            (self.home.parent / "stderr").open("w+") as err,
+            patch.dict(os.environ, {**kept, **ours, **self.settings, **settings}, clear=True),
+            patch.object(sys, "argv", ["pericarp", *arguments]),
+            patch.object(sys, "stdout", out),
+            patch.object(sys, "stderr", err),
+        ):
+            try:
+                main()
+                status = 0
+            except SystemExit as exc:
+                status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+            finally:
+                os.umask(umask)
+            out.seek(0)
+            err.seek(0)
+            return Ended(status, out.read(), err.read())
+
+    def backup(self, *arguments: str, **settings: str) -> Any:
+        """What a backup command tells; it must end well."""
+        return self.run("backup", *arguments, "--json", **settings).told
+
+    def part(self, sequence: int, name: str) -> Path:
+        """The first object of a part."""
+        (installation,) = self.store.iterdir()
+        return installation / f"{sequence:010d}" / name
+
+    def contents(self) -> dict[str, int]:
+        """Every object, with when it was written."""
+        return {
+            str(path): path.stat().st_mtime_ns for path in sorted(self.store.rglob("*")) if path.is_file()
+        }
+
+    @contextmanager
+    def lost(self) -> Iterator[Home]:
+        """Another host: nothing is left but the secrets, kept elsewhere, and the store."""
+        with folder() as above:
+            home = above / "home"
+            (home / "secrets").mkdir(parents=True, mode=0o700)
+            for name in KEPT_ELSEWHERE:
+                shutil.copy(self.home / "secrets" / name, home / "secrets" / name)
+            yield Home(home, self.store, self.settings)
+
+
+@contextmanager
+def backup_home(**settings: str) -> Iterator[Home]:
+    """A new installation with one tenant, its Postgres up for as long as the block lasts."""
+    with folder() as above, embedded.running(above / "home"):
+        made = Home(above / "home", above / "store", settings)
+        assert made.run("tenant", "create", "acme").status == 0
+        yield made
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A new one, in memory where there is room: a cluster is a thousand files. Gone afterwards, with a home's database."""
+    room = MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES else None
+    above = Path(tempfile.mkdtemp(prefix="pericarp-backup-", dir=room))
+    above.chmod(0o711)  # Postgres must get through to the home where we are root
+    try:
+        yield above
+    finally:
+        if (above / "home").exists():
+            embedded.erase(above / "home")
+        shutil.rmtree(above)
