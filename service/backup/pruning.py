@@ -82,8 +82,8 @@ class Pruning:
         fulls = [each.sequence for each in finished if each.manifest.kind == FULL]
         first = fulls[-keep] if len(fulls) >= keep else 0
         kept = [each for each in finished if each.sequence >= first]
-        verified = {each.sequence for each in known if each.verified_at is not None}
-        last_verified = next((each for each in reversed(finished) if each.sequence in verified), None)
+        verified = {str(each.id) for each in known if each.verified_at is not None}
+        last_verified = next((each for each in reversed(finished) if each.manifest.id in verified), None)
         if last_verified is not None:
             kept += self._shelf.chain(last_verified)
         return kept

@@ -108,7 +108,7 @@ def open_store(location: str | None, *, timeout_s: float) -> Store:
         if not folder.is_absolute() or "://" in location:
             raise BackupRefused("PERICARP_BACKUP_STORE is an absolute path, or s3://bucket/prefix")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Store(LocalStore(prefix=folder), folder)
+        return Store(LocalStore(prefix=folder, automatic_cleanup=True), folder)
     except (BaseError, OSError) as exc:
         raise BackupRefused(f"PERICARP_BACKUP_STORE cannot be used: {_reason(exc)}") from exc
 
