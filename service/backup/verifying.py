@@ -155,6 +155,8 @@ class Verifying:
         """The log as it is now must begin with the backup's, and with what witnesses saw since."""
         beyond = [each.checkpoint for each in witnessed if each.checkpoint.size > found.newest.size]
         for older in (found.newest, *beyond):
+            if not older.size:  # every log grew out of the empty one
+                continue
             try:
                 grown = await live.cosignatures.submission(older.size)
                 if grown is None:

@@ -26,6 +26,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from service.backup import BackupRefused
 from service.backup.drilling import drill
 from service.backup.key import BackupKey, derive, read_secret
 from service.backup.making import Making
@@ -269,7 +270,10 @@ def _opened(settings: Settings, *, make: bool = False) -> Iterator[Opened]:
     name = signer.key.name.rpartition("/")[2]
     key: BackupKey = derive(read_secret(settings, home, make=make), name)
     with alone(home) as folder:
-        yield Opened(settings, home, folder, Shelf(store, key), signer.key)
+        try:
+            yield Opened(settings, home, folder, Shelf(store, key), signer.key)
+        except OSError as exc:  # of files of this host: no room, no right
+            raise BackupRefused(f"{exc.strerror or type(exc).__name__}: {exc.filename or folder}") from exc
 
 
 def _log_key(home: Path) -> bytes:

@@ -51,17 +51,17 @@ def test_a_store_over_the_network_holds_and_gives_back(home: Home, store: S3) ->
     assert pruned["kept"] == [1, 2, 3], "the last verified one is 2, and it stands upon 1"
 
 
-@pytest.mark.parametrize("let_through", [0, 100_000, 20_000_000, 60_000_000])
+@pytest.mark.parametrize("let_through", [0, 100_000, 20_000_000])
 def test_a_network_that_is_cut_ends_a_run_and_a_verify_and_loses_nothing(
     home: Home, store: S3, let_through: int
 ) -> None:
     with faults_before(store.port) as faults:
-        settings = store.settings(faults.port) | IMPATIENT
+        settings = store.settings(faults.port)
         before = home.backup("run", **settings)
         faults.left = let_through
-        ended = home.run("backup", "run", "--full", **settings)
+        ended = home.run("backup", "run", "--full", **settings | IMPATIENT)
         assert (ended.status, "StoreFailed" in ended.stderr) == (1, True), ended
-        ended = home.run("backup", "verify", **settings)
+        ended = home.run("backup", "verify", **settings | IMPATIENT)
         assert (ended.status, "StoreFailed" in ended.stderr) == (1, True), ended
         faults.left = None
         assert [each["sequence"] for each in home.backup("list", **settings)] == [before["sequence"]]

@@ -92,6 +92,8 @@ class Home:
             home = above / "home"
             (home / "secrets").mkdir(parents=True, mode=0o700)
             for name in KEPT_ELSEWHERE:
+                if not (self.home / "secrets" / name).exists():
+                    continue  # no backup was made yet
                 shutil.copy(self.home / "secrets" / name, home / "secrets" / name)
             yield Home(home, self.store, self.settings)
 
