@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -92,27 +93,26 @@ def streamed(source: Source, upon: Path | None) -> Iterator[IO[bytes]]:
     words += ["--manifest-checksums=SHA256", "--label=pericarp", "--no-password"]
     if upon is not None:
         words.append(f"--incremental={upon}")
-    with _password(source.url) as (url, environment, passed):
+    with _password(source.url) as (url, environment, passed), tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             [source.binaries / "pg_basebackup", f"--dbname={url}", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=said,
             env=environment,
             pass_fds=passed,
         )
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
         try:
             yield process.stdout
-            complaint = process.stderr.read().decode(errors="replace")
             if process.wait():
-                raise BaseBackupFailed(f"pg_basebackup: {last_lines(complaint)}")
+                said.seek(0)
+                raise BaseBackupFailed(f"pg_basebackup: {last_lines(said.read().decode(errors='replace'))}")
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
             process.stdout.close()
-            process.stderr.close()
 
 
 def database_of(url: str) -> str:

@@ -79,6 +79,9 @@ _SETTINGS = {
     "shared_buffers": "64MB",
     "max_connections": "100",
     "jit": "off",
+    # Nothing waits for this server, and it writes to no archive, whatever the one had that it was restored from.
+    "synchronous_standby_names": "",
+    "archive_mode": "off",
     "summarize_wal": "on",  # what changed since a backup: an incremental one reads that alone
     "fsync": "on",
     "password_encryption": "scram-sha-256",

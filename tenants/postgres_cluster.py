@@ -21,6 +21,9 @@ from tenants.postgres_account import (
     write_durably,
 )
 
+_ALONE = ("synchronous_standby_names=", "archive_mode=off", "ssl=off", "shared_preload_libraries=")
+"""A restored cluster waits for nobody, and writes to no archive: its configuration may be that of a server with both."""
+_HBA = "local all all scram-sha-256\nlocal replication all scram-sha-256\n"
 _NAMELESS = "look up effective user"  # what initdb says where its uid has no passwd entry
 
 
@@ -57,19 +60,17 @@ def take_in(home: Path, place: Place, binaries: Path, fill: Callable[[Path], Non
     try:
         fill(draft)
         draft.chmod(0o700)
-        hand_over(draft, place.uid, place.gid)
         refuse_other_major(draft, binaries)
-        words: list[str | Path] = [
-            binaries / "postgres",
-            "--single",
-            "-D",
-            draft,
-            "-c",
-            "log_min_messages=warning",
-        ]
-        # Single-user mode says what is wrong and ends with 0, but for what ends it: so the answer is asked for.
+        # A server of one's own may have kept its configuration elsewhere, and let others in.
+        for name in ("postgresql.conf", "pg_ident.conf"):
+            (draft / name).touch()
+        (draft / "pg_hba.conf").write_text(_HBA)
+        hand_over(draft, place.uid, place.gid)
+        options = ("exit_on_error=on", "log_min_messages=warning", *_ALONE)
+        words = [word for option in options for word in ("-c", option)]
+        command: list[str | Path] = [binaries / "postgres", "--single", "-D", draft, *words, "postgres"]
         told = subprocess.run(
-            as_account("become", place.uid, place.gid, [*words, "-c", "exit_on_error=on", "postgres"]),
+            as_account("become", place.uid, place.gid, command),
             input=f"alter role postgres with login password '{verifier}'\n",
             capture_output=True,
             text=True,
