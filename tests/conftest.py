@@ -6,11 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.acceptance import commands
 from tests.acceptance.service_process import Service, Tenant, new_home, serving
 
 BODY_LIMIT_BYTES = 4 * 1024 * 1024
 IMAGE_LIMIT_BYTES = 1024 * 1024
 MODEL_ALIASES = ("rerank-v3.5", "jina-reranker-m0", "rerank-2.5")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_server() -> Iterator[None]:
+    """What forks for commands is started by the first of them, and ends with the tests."""
+    yield
+    commands.end()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from typing import Any
 import httpx
 
 from tenants import embedded
+from tests.acceptance import commands
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_S = 120.0
@@ -226,16 +227,7 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
 
 def command(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """`python -m service …`, to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=REPOSITORY,
-        env=environment(home, **settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=START_S,
-        check=False,
-    )
+    return commands.run(list(arguments), environment(home, **settings), START_S)
 
 
 def launch(home: Path, *arguments: str, **settings: str) -> Service:

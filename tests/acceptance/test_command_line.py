@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,7 +11,16 @@ import pytest
 from sqlalchemy import make_url
 
 from tenants import embedded
-from tests.acceptance.service_process import Service, Tenant, command, launch, until
+from tests.acceptance.service_process import (
+    REPOSITORY,
+    START_S,
+    Service,
+    Tenant,
+    command,
+    environment,
+    launch,
+    until,
+)
 
 ASK = {"query": "q", "documents": ["a"]}
 
@@ -33,6 +44,25 @@ def test_a_wrong_setting_is_one_sentence_that_names_it(
     assert sentence.startswith(f"{name}: ")
     assert says in sentence
     assert not (tmp_path / "home").exists(), "nothing was begun"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["key", "nonsense"], ["migrate"]])
+def test_a_command_started_from_nothing_says_what_a_forked_one_says(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    mistake = {"PERICARP_PORT": "eighty"}  # so that `migrate` ends at once
+    done = subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=REPOSITORY,
+        env=environment(tmp_path, **mistake),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    forked = command(tmp_path, *arguments, **mistake)
+    assert (forked.returncode, forked.stdout, forked.stderr) == (done.returncode, done.stdout, done.stderr)
 
 
 def test_a_database_of_ones_own_needs_both_urls(tmp_path: Path) -> None:

@@ -185,9 +185,15 @@ def repeats(database: Database, installation_secrets: Secrets) -> Repeats:
 
 
 @pytest.fixture(scope="module")
-def service(app_url: str, installation_secrets: Secrets) -> Iterator[Served]:
+def judges_images() -> bool:
+    """Whether this module's service has the networks that judge images; to load them takes seconds of a core."""
+    return False
+
+
+@pytest.fixture(scope="module")
+def service(app_url: str, installation_secrets: Secrets, judges_images: bool) -> Iterator[Served]:
     """The whole service, over real HTTP, with a puppet for a model, on this module's database."""
-    with serve(app_url, *installation_secrets.keys) as served:
+    with serve(app_url, *installation_secrets.keys, judges_images=judges_images) as served:
         yield served
 
 

@@ -88,10 +88,14 @@ def serve(
     master_key: bytes,
     log_key: bytes,
     *,
+    judges_images: bool = False,
     network: Network | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
-    """A service over that database, ready; gone afterwards whatever happened. `network` is for remote images."""
+    """A service over that database, ready; gone afterwards whatever happened. `network` is for remote images.
+
+    The networks that judge images take seconds of a core to load: a module that sends images asks for them.
+    """
     installation = Installation(app_url, None, pepper, master_key, log_key)
     running: list[Served] = []
     failed: list[BaseException] = []
@@ -99,7 +103,8 @@ def serve(
 
     async def run() -> None:
         fleet = LocalFleet(model="puppet", worker=PUPPET, max_workers=4, spare_workers=1)
-        chosen = Settings(**{"model": "puppet", "screeners": 1, **settings})
+        networks = {"image_nets": judges_images, "image_text": judges_images}
+        chosen = Settings(**{"model": "puppet", "screeners": 1, **networks, **settings})
         app = create_app(chosen, installation, fleet=fleet, network=network)
         server = uvicorn.Server(
             uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1)

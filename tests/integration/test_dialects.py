@@ -77,7 +77,7 @@ async def serve(
         _, key = await directory.keys.create(tenant.id, Role.SEARCH)
         fleet = LocalFleet(model="puppet", worker="tests.integration.fake_worker", start_s=120)
         app = create_app(
-            Settings(home=tmp_path, port=0, screeners=1, **settings),
+            Settings(home=tmp_path, port=0, screeners=1, image_nets=False, image_text=False, **settings),
             Installation(app_url, None, *installation_secrets.keys),
             fleet=fleet,
         )

@@ -35,6 +35,11 @@ FROM = "2026-01-01T00:00:00Z"
 PICTURE = encode(photo(8, 8), "PNG")
 
 
+@pytest.fixture(scope="module")
+def judges_images() -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Audited:
     """A tenant with an auditor of its own."""

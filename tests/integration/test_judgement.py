@@ -24,6 +24,11 @@ PLAIN = ("an apple", "a pear and a plum", "a bowl of cherries on a table")
 
 
 @pytest.fixture(scope="module")
+def judges_images() -> bool:
+    return True
+
+
+@pytest.fixture(scope="module")
 def platform(service: Served) -> Iterator[httpx.Client]:
     with service.client() as client:
         yield client

@@ -255,7 +255,7 @@ def test_a_thread_that_began_before_is_told_of() -> None:
 @pytest.fixture
 def intruded(app_url: str, installation_secrets: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr("service.app.Screen", TakenOver)
-    with serve(app_url, *installation_secrets.keys) as served:
+    with serve(app_url, *installation_secrets.keys, judges_images=True) as served:
         yield served
 
 

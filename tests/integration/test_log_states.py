@@ -286,13 +286,21 @@ def machine(
     yield Log
 
 
-def test_a_log_is_accepted_exactly_where_its_history_is_honest(machine: type[Log]) -> None:
+def explore(machine: type[Log], **chosen: Any) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40,
-            stateful_step_count=10,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
+            stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck), **chosen
         ),
     )
+
+
+def test_a_log_is_accepted_exactly_where_its_history_is_honest(machine: type[Log]) -> None:
+    explore(machine, max_examples=15, derandomize=True)
+
+
+@pytest.mark.campaign
+def test_whatever_else_happens_to_a_log_it_is_accepted_exactly_where_that_is_honest(
+    machine: type[Log],
+) -> None:
+    explore(machine, max_examples=60)

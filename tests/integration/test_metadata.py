@@ -30,6 +30,11 @@ HEADERS = {"ExifTool", "File", "System", "JFIF", "PNG", "RIFF", "Composite"}
 
 
 @pytest.fixture(scope="module")
+def judges_images() -> bool:
+    return True
+
+
+@pytest.fixture(scope="module")
 def key(service: Served) -> str:
     return service.search_key(images_per_minute=1000, images_per_request=3, requests_per_minute=1000)[1]
 

@@ -35,6 +35,11 @@ OPENAIS = {
 
 
 @pytest.fixture(scope="module")
+def judges_images() -> bool:
+    return True
+
+
+@pytest.fixture(scope="module")
 def house(service: Served) -> Iterator[House]:
     with service.client() as platform:
         yield build_house(service, platform)

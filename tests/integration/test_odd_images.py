@@ -21,6 +21,11 @@ LONGEST_S = 10.0
 """One request may take so long, on a machine that is busy with something else."""
 
 
+@pytest.fixture(scope="module")
+def judges_images() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int

@@ -38,6 +38,7 @@ def service(app_url: str, installation_secrets: Secrets, server: Outside) -> Ite
     with serve(
         app_url,
         *installation_secrets.keys,
+        judges_images=True,
         network=Routes(server, names),
         remote_image_ca=server.authority,
     ) as served:

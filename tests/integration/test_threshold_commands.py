@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from tenants.evidence import Evidence, Measure, Screened
 from tenants.policies import Setter
 from tenants.reviews import Place, Reviews, Verdict
 from tenants.risk import Category, Mode
+from tests.acceptance import commands
 from tests.integration.conftest import Secrets
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = f"commands-{secrets.token_hex(4)}"
 DETECTORS = "lexicon 1"
 
@@ -34,15 +33,7 @@ class Console:
         self._env = {**os.environ, "PERICARP_DATABASE_URL": app_url, "PERICARP_HOME": str(home)}
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "service", "thresholds", *words],
-            env=self._env,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return commands.run(["thresholds", *words], self._env, 120.0)
 
     def tell(self, *words: str) -> Any:
         done = self.run(*words, "--json")

@@ -16,6 +16,11 @@ from tests.integration.administrators import House, build_house
 from tests.integration.served import Served
 
 
+@pytest.fixture(scope="module")
+def judges_images() -> bool:
+    return True
+
+
 def sent(file: bytes) -> dict[str, str]:
     return {"image": base64.b64encode(file).decode()}
 
