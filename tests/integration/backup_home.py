@@ -1,22 +1,21 @@
-"""A home whose database is up, and the command line on it: in this process, for a start of Python takes seconds."""
+"""A home whose database is up, the command line on it, and the store of its backups."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-from service.__main__ import main
 from tenants import embedded
+from tests.acceptance import commands
+from tests.acceptance.service_process import environment
 
+COMMAND_S = 600.0
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 2 * 2**30
 KEPT_ELSEWHERE = ("pepper", "master-key", "log-key", "backup-key")
@@ -48,27 +47,9 @@ class Home:
 
     def run(self, *arguments: str, **settings: str) -> Ended:
         """`python -m service …`, to its end."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PERICARP_")}
-        ours = {"PERICARP_HOME": str(self.home), "PERICARP_BACKUP_STORE": str(self.store)}
-        umask = os.umask(0o022)
-        with (
-            (self.home.parent / "stdout").open("w+") as out,
-            (self.home.parent / "stderr").open("w+") as err,
-            patch.dict(os.environ, {**kept, **ours, **self.settings, **settings}, clear=True),
-            patch.object(sys, "argv", ["pericarp", *arguments]),
-            patch.object(sys, "stdout", out),
-            patch.object(sys, "stderr", err),
-        ):
-            try:
-                main()
-                status = 0
-            except SystemExit as exc:
-                status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-            finally:
-                os.umask(umask)
-            out.seek(0)
-            err.seek(0)
-            return Ended(status, out.read(), err.read())
+        ours = {"PERICARP_BACKUP_STORE": str(self.store), **self.settings, **settings}
+        done = commands.run(list(arguments), environment(self.home, **ours), COMMAND_S)
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     def backup(self, *arguments: str, **settings: str) -> Any:
         """What a backup command tells; it must end well."""
