@@ -220,6 +220,31 @@ class Settings(BaseSettings):
         " named; else the start is refused.",
     )
 
+    backup_store: str | None = Field(
+        None,
+        description="Where backups go: the absolute path of a folder, or `s3://bucket/prefix`; unset: nowhere.",
+    )
+    backup_key_command: str | None = Field(
+        None,
+        description="Command that prints the backups' key, of a KMS say; run without a shell. Unset: `secrets/backup-key`.",
+    )
+    backup_key_fd: int | None = Field(
+        None, ge=3, description="Descriptor that a backup command reads the backups' key from, instead."
+    )
+    backup_database_url: SecretStr | None = Field(
+        None,
+        description="A Postgres of your own as a role that may replicate; only `backup` uses it.",
+    )
+    backup_increments: int = Field(
+        23, ge=0, le=1000, description="Incremental backups between two full ones; 0: every one is full."
+    )
+    backup_keep: int = Field(
+        14, ge=1, description="Full backups that `backup prune` keeps, with the incremental ones upon them."
+    )
+    backup_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds for one request to an S3 store of backups, and for repeating it."
+    )
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

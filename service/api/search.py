@@ -64,7 +64,8 @@ def build_router(
         """True only when a worker has scored a warm-up, screening runs, the database answers and the log's tree holds.
 
         `screening` tells what is looked with, what of it is missing, and how the processes that look are confined;
-        `model` which files are served; `workers` how those that score are confined; `witnesses`, where there are any, how each stands, which no answer waits for.
+        `model` which files are served; `workers` how those that score are confined; `witnesses`, where there are any, how
+        each stands, which no answer waits for.
         """
         checks = {
             "worker": fleet.ready,

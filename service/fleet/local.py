@@ -153,8 +153,7 @@ class LocalFleet:
         return next((seat.child.hello.sandbox for seat in self._seating.seats if seat.child.alive), ())
 
     def workers(self) -> tuple[WorkerState, ...]:
-        now = time.monotonic()
-        return tuple(seat.state(now) for seat in self._seating.seats)
+        return tuple(seat.state(time.monotonic()) for seat in self._seating.seats)
 
     async def start(self) -> None:
         self._open = True

@@ -60,7 +60,6 @@ SIGNATURES: dict[ImageFormat, bytes] = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PN
 
 Result = TypeVar("Result")
 
-
 Trust = Callable[[Slot, object], Result | None]
 """A child's reply as the gateway believes it, or nothing."""
 
