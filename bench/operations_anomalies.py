@@ -1,6 +1,6 @@
 """How soon an anomaly is found in a replayed day, how often one is found that is none, and what looking costs.
 
-A part of `bench/operations.py`; by itself it prints its figures. No clock is waited for: a day of requests of nine keys
+A part of `bench/operations.py`. No clock is waited for: a day of requests of nine keys
 (quiet, with a day and a night, and bursty: a negative binomial whose variance is its mean and half its square) goes through
 `service.watch.anomalies` with the limits that are shipped, and each anomaly is put in once an hour of the last twelve, by
 a key of its own kind. `delay_s` is from its first request to the first alert, `confirmed_s` to the first that is for a page.
@@ -359,8 +359,7 @@ def measure(quick: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     slow = max(
         math.inf if row["delay_s"] is None else row["delay_s"] for row in found if row["anomaly"] != DRIFT
     )
-    quiet = [row for row in table if row["traffic"] != "bursty"]
-    bursty = [row for row in table if row["traffic"] == "bursty"]
+    quiet, bursty = ([row for row in table if (row["traffic"] == "bursty") is odd] for odd in (False, True))
     steps = [row for row in table if row["per_s"] >= 0.5]
 
     def aim(what: str, limit: float, measured: float) -> dict[str, Any]:
