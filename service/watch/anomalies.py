@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from service.watch.baselines import Drift, Finding, Networks, Rate, Shapes, sketch
+from service.watch.baselines import SIGMAS, Drift, Finding, Networks, Rate, Shapes, sketch
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -226,7 +226,9 @@ class Anomalies:
         if seen.risk > self._limits.risk:
             found.append(_of(seen, RISK, Finding.ODD, {"risk": round(seen.risk, 2)}, category=seen.category))
         if seen.refused:
-            finding = key.refused.note(now_s, max(LEAST_REFUSED, REFUSED_SHARE * key.rate.minute))
+            key.refused.settle(key.rate)
+            least = max(LEAST_REFUSED, REFUSED_SHARE * key.rate.minute)
+            finding = key.refused.note(now_s, least, always_from=_beyond_share(key.refused, key.rate, least))
             share = key.refused.minute / key.rate.minute
             if finding:
                 values = {"refused_percent": round(100 * share), "per_minute": key.refused.minute}
@@ -240,7 +242,10 @@ class Anomalies:
         times = 1 if minute < BUSIEST else EVERY
         looks = seen.query and minute >= BUSY and minute % times == 0
         if looks and key.shapes.has_alike(sketch(seen.query)):
-            finding = key.alike.note(now_s, max(LEAST_ALIKE, ALIKE_SHARE * minute), times=times)
+            key.alike.settle(key.rate)
+            least = max(LEAST_ALIKE, ALIKE_SHARE * minute)
+            beyond = _beyond_share(key.alike, key.rate, least)
+            finding = key.alike.note(now_s, least, times=times, always_from=beyond)
             share = key.alike.minute / minute
             if finding:
                 values = {"alike_percent": round(100 * share), "per_minute": key.alike.minute}
@@ -269,6 +274,15 @@ def _of(
         seen.tenant_id,
         seen.key_id,
     )
+
+
+def _beyond_share(part: Rate, whole: Rate, least: float) -> float:
+    """From how many a minute on a part is more than chance makes of what its share of the whole was, and not below `least`."""
+    if not part.is_known or not whole.is_known or not whole.mean:
+        return math.inf
+    share = min(part.mean / whole.mean, 1.0)
+    chance = math.sqrt(whole.minute * share * (1 - share) + 1)
+    return max(least, share * whole.minute + SIGMAS * chance)
 
 
 def _pace(rate: Rate) -> dict[str, float]:
