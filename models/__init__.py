@@ -27,7 +27,8 @@ A `Reranker` turns a job into `Scores`, one per candidate, in the order of the c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add, sub
 from typing import Protocol
 
 
@@ -129,6 +130,36 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a reranker has done so far. Every number only grows.
+
+    Of its `packs` (forward passes): the tokens in them and those that there was room for. Of the jobs that it
+    finished: distinct images whose features were at hand or had to be seen; and, of jobs that name a session, prefixes and
+    candidates that the session had kept or that had to be read.
+    """
+
+    packs: int = 0
+    packed_tokens: int = 0
+    room_tokens: int = 0
+    images_kept: int = 0
+    images_seen: int = 0
+    prefixes_kept: int = 0
+    prefixes_read: int = 0
+    candidates_kept: int = 0
+    candidates_read: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*map(add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(*map(sub, astuple(self), astuple(other)))
+
+    def __or__(self, other: Work) -> Work:
+        """The later of two states of one reranker."""
+        return Work(*map(max, astuple(self), astuple(other)))
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a loaded model says of itself.
 
@@ -170,6 +201,9 @@ class Reranker(Protocol):
         """How often kernels were compiled for a shape so far; it stays where it is once warm. 0 on a CPU."""
         ...
 
+    @property
+    def work(self) -> Work: ...
+
     def score(self, job: Job) -> Scores:
         """Score every candidate of `job`, and wait for it.
 
@@ -207,6 +241,10 @@ class Reranker(Protocol):
 
     def forget(self, tenant: str) -> None:
         """Overwrite and free all that was kept of the tenant's work, at once or when its running jobs have ended."""
+        ...
+
+    def rest(self) -> None:
+        """End its threads, which start again with the next job. Call it where no job is left."""
         ...
 
 

@@ -23,6 +23,7 @@ from models import (
     Pixels,
     Scores,
     Trust,
+    Work,
     attention,
     flex,
     loading,
@@ -184,6 +185,10 @@ class QwenReranker:
     def compilations(self) -> int:
         return flex.compilations()
 
+    @property
+    def work(self) -> Work:
+        return self._engine.work
+
     def score(self, job: Job) -> Scores:
         answer: list[Scores | Exception] = []
         answered = threading.Event()
@@ -218,6 +223,9 @@ class QwenReranker:
 
     def forget(self, tenant: str) -> None:
         self._engine.forget(tenant)
+
+    def rest(self) -> None:
+        self._engine.rest()
 
     @torch.inference_mode()
     def score_dense(self, job: Job) -> Scores:

@@ -20,7 +20,8 @@
     ├── ScreeningLost       no screening child answers
     ├── ClientClosed        the caller hung up before the answer
     ├── LogUnavailable      the entry could not be written, so there is no answer
-    └── DeadlineExceeded    the answer would have come too late
+    ├── DeadlineExceeded    the answer would have come too late
+    └── InvalidAlerts       the file of alerts is wrong
 
 `service/`, `tenants/` and `models/` raise their own errors; only `describe` knows what HTTP makes of them.
 Whatever is not in the table is a 500 without a word of detail.
@@ -216,6 +217,10 @@ class LogUnavailable(ServiceError):
 
 class DeadlineExceeded(ServiceError):
     """The request took longer than its deadline."""
+
+
+class InvalidAlerts(ServiceError):
+    """The file of alerts is wrong."""
 
 
 @dataclass(frozen=True, slots=True)

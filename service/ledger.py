@@ -230,7 +230,8 @@ class Ledger:
             details["screening"] = exchange.screened.details()
         if card is not None and (card.manifest or card.revision):
             details["model"] = {"manifest": card.manifest, "revision": card.revision}
-        return Entry(
+        exchange.query = ask.query.text if ask is not None else None
+        exchange.entry = Entry(
             request_id=exchange.request_id,
             tenant=caller.tenant,
             key_id=caller.key_id,
@@ -256,6 +257,7 @@ class Ledger:
             shadowed=shadowed,
             details=details,
         )
+        return exchange.entry
 
 
 def _decision(trouble: Trouble) -> Decision:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -15,9 +16,10 @@ import uvloop
 
 from service.app import create_app
 from service.fleet.router import Party
-from service.processes.sandbox import PR_SET_DUMPABLE, prctl
-from service.tls import tls_options
-from service.watch.logs import configure, get_logger
+from service.tls import ServerTls, protocol_options, server_tls
+from service.watch import metrics
+from service.watch.log_folder import LogFolder, LogFolderUnusable
+from service.watch.logs import close, configure, get_logger
 from tenants.access import Access, Role
 from tenants.database import Database
 from tenants.directory import Directory
@@ -45,13 +47,35 @@ def run(settings: Settings, installation: Installation, *, demo: bool, fleet: Fl
 
     `fleet` as in `create_app`.
     """
-    configure(settings.log_level)
-    prctl(PR_SET_DUMPABLE, 0)  # no other process of our user reads our memory, and no core file keeps it
+    _open_log(settings)
+    try:
+        _run(settings, installation, demo=demo, fleet=fleet)
+    finally:
+        close()
+
+
+def _open_log(settings: Settings) -> None:
+    folder = None
+    if settings.log_folder is not None:
+        try:
+            folder = LogFolder(
+                settings.log_folder,
+                file_bytes=settings.log_file_bytes,
+                retention_days=settings.log_retention_days,
+            )
+        except LogFolderUnusable as exc:
+            sys.exit(f"PERICARP_LOG_FOLDER: {exc}")
+    configure(settings.log_level, folder=folder, dropped=metrics.DROPPED_LOG_LINES.inc)
+
+
+def _run(settings: Settings, installation: Installation, *, demo: bool, fleet: Fleet | None) -> None:
     key, keep_warm = asyncio.run(_look_up(settings, installation, demo=demo))
     if len(keep_warm) > settings.max_workers:
         sys.exit(
             f"{len(keep_warm)} workers are to be kept warm, but PERICARP_MAX_WORKERS is {settings.max_workers}."
         )
+    tls = _open_tls(settings)
+    _raise_open_files()
     app = create_app(settings, installation, keep_warm=keep_warm, fleet=fleet)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -59,7 +83,7 @@ def run(settings: Settings, installation: Installation, *, demo: bool, fleet: Fl
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            **{"http": "httptools", **tls_options(settings)},
+            **protocol_options(tls),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -71,19 +95,43 @@ def run(settings: Settings, installation: Installation, *, demo: bool, fleet: Fl
         )
     )
     log.info("starting", action="service_start", model=settings.model)
+    if not (settings.listens_inside or tls):
+        log.warning(
+            "other hosts may connect without TLS: keys and texts cross that network in the clear",
+            action="plaintext",
+            host=settings.host,
+        )
     # Uvicorn ends by raising the signal that stopped it once more: as an exception, so that we end by ourselves.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         contextlib.suppress(KeyboardInterrupt),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_serve(server, app.state.fleet, settings, key))
+        runner.run(_serve(server, app.state.fleet, settings, key, tls))
     if not server.started:
         sys.exit(1)
     log.info("stopped", action="service_stop")
 
 
-async def _serve(server: uvicorn.Server, fleet: Fleet, settings: Settings, key: str | None) -> None:
+def _open_tls(settings: Settings) -> ServerTls | None:
+    """Raises SystemExit where the files are not a certificate and its key."""
+    try:
+        return server_tls(settings)
+    except OSError as exc:
+        sys.exit(f"The certificate, its key or the client CA cannot be used: {type(exc).__name__}.")
+
+
+def _raise_open_files() -> None:
+    """As many connections as the system allows, rather than what a shell's default leaves."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _serve(
+    server: uvicorn.Server, fleet: Fleet, settings: Settings, key: str | None, tls: ServerTls | None
+) -> None:
+    if tls is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, tls.reload)
     announcing = asyncio.create_task(_announce(server, fleet, settings, key))
     try:
         await server.serve()

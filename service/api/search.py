@@ -1,16 +1,13 @@
-"""What a search engineer calls beside `ranking.py`: the served model, health; and the platform's metrics."""
+"""What a search engineer calls beside `ranking.py`: the served model, and health."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
 
-from service.api.requests import PROBLEMS, require
+from service.api.requests import PROBLEMS
 from service.errors import NotReady
-from service.watch import metrics
-from tenants.access import Scope
 
 if TYPE_CHECKING:
     from service.cosigning import Cosigning
@@ -67,7 +64,8 @@ def build_router(
         """True only when a worker has scored a warm-up, screening runs, the database answers and the log's tree holds.
 
         `screening` tells what is looked with, what of it is missing, and how the processes that look are confined;
-        `model` which files are served; `witnesses`, where there are any, how each stands, which no answer waits for.
+        `model` which files are served; `workers` how those that score are confined; `witnesses`, where there are any, how
+        each stands, which no answer waits for.
         """
         checks = {
             "worker": fleet.ready,
@@ -85,31 +83,16 @@ def build_router(
             "sandbox": {"images": _tell_sandbox(screen.sandbox), "texts": _tell_sandbox(readers.sandbox)},
         }
         witnesses = {"witnesses": cosigning.standing} if cosigning.standing else {}
+        workers = {"sandbox": _tell_sandbox(fleet.sandbox)}
         return {
             "status": "ready",
             "checks": checks,
             "weights": weights,
             "model": _tell_model(model, fleet),
+            "workers": workers,
             "screening": screening,
             **witnesses,
         }
-
-    @router.get("/metrics", tags=["operations"], summary="Prometheus metrics (platform_admin keys)")
-    async def export_metrics(request: Request) -> Response:
-        """Counts over all tenants, so only the platform's own keys may read them."""
-        request.state.exchange.operation = "metrics"
-        require(request.state.exchange, "platform_admin", Scope.METRICS)
-        workers = fleet.workers()
-        for state in ("assigned", "spare"):
-            metrics.WORKERS.labels(state).set(sum(worker.state == state for worker in workers))
-        metrics.WORKER_COMPILATIONS.set(sum(worker.compilations for worker in workers))
-        lent = fleet.lent
-        metrics.LENT_BYTES.set(lent.size_bytes)
-        metrics.LENT_WORKERS.set(lent.workers)
-        metrics.LENT_CHANGES.set(lent.changes)
-        metrics.JOBS.labels("running").set(sum(worker.running for worker in workers))
-        metrics.JOBS.labels("waiting").set(fleet.waiting)
-        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     return router
 

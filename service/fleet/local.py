@@ -25,20 +25,17 @@ from models import ANYONE, Job, ModelCard, Trust
 from service.errors import DeadlineExceeded, ServiceError, WorkerLost
 from service.fleet import replies
 from service.fleet.diary import Diary
-from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreReply, ScoreRequest
+from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreRequest
 from service.fleet.ownership import Owner, Ownership, may_lend
 from service.fleet.router import LentState, Party, Scored, Ticket, WorkerState
-from service.fleet.seats import Rules, Seat, Seating
+from service.fleet.seats import JOBS_AT_ONCE, PIXEL_BYTES_AT_ONCE, Rules, Seat, Seating
 from service.fleet.starts import FIRST_UID, Starts, stopping, worker_launch
-from service.processes.children import Child, ChildLost, Launch, start_child
+from service.fleet.tally import Retirement, Tally
+from service.processes.children import Cause, Child, ChildLost, Launch, start_child
+from service.processes.sandbox import Measure
 from service.processes.wire import WireError
 
 TICK_S = 0.25
-JOBS_AT_ONCE = 16
-"""Jobs at one worker, the rest waits in line: enough to fill its packs and to put the shortest first, few
-enough that a killed worker costs little and that its memory holds them."""
-PIXEL_BYTES_AT_ONCE = 256 * 1024 * 1024
-"""Of all jobs at one worker, unless one alone has more: some 90 of the largest images, seconds of work."""
 OVERRUN_S = 30.0
 """A worker that has not answered a job so long after its deadline is taken to hang and is killed."""
 
@@ -53,6 +50,7 @@ class LocalFleet:
         device: str = "auto",
         dtype: str = "auto",
         threads: int = 1,
+        memory_bytes: int | None = None,
         max_workers: int = 8,
         spare_workers: int = 1,
         idle_s: float = 900.0,
@@ -76,7 +74,8 @@ class LocalFleet:
 
         Without `share_weights` every worker has a copy of its own. `trust` says who must have signed the model.
         """
-        self._diary = Diary()
+        self.tally = Tally()
+        self._diary = Diary(self.tally)
         if len(keep_warm) > max_workers:
             raise ValueError(f"{len(keep_warm)} parties to keep warm, but at most {max_workers} workers")
         self._seating = Seating(
@@ -97,6 +96,7 @@ class LocalFleet:
             device=device,
             dtype=dtype,
             threads=threads,
+            memory_bytes=memory_bytes,
             offline=offline,
             start_s=start_s,
             silence_s=silence_s,
@@ -141,12 +141,19 @@ class LocalFleet:
         return sum(ticket.waits for line in self._seating.lines.values() for ticket in line)
 
     @property
+    def longest_wait_s(self) -> float:
+        return self._seating.longest_wait_s(time.monotonic())
+
+    @property
     def lent(self) -> LentState:
         return self._ownership.state
 
+    @property
+    def sandbox(self) -> tuple[Measure, ...]:
+        return next((seat.child.hello.sandbox for seat in self._seating.seats if seat.child.alive), ())
+
     def workers(self) -> tuple[WorkerState, ...]:
-        now = time.monotonic()
-        return tuple(seat.state(now) for seat in self._seating.seats)
+        return tuple(seat.state(time.monotonic()) for seat in self._seating.seats)
 
     async def start(self) -> None:
         self._open = True
@@ -241,20 +248,20 @@ class LocalFleet:
         self._seat_missing(now)
         self._serve(now)
         for seat in self._seating.outdated(now):
-            self._retire(seat, "idle")
+            self._retire(seat, Retirement.IDLE)
         for seat, tenant in self._seating.leaving(now):
             del seat.tenants[tenant]
-            self._run(_tell(seat.child, Forget(tenant)), self._work)
+            self._run(seat.child.mention(Forget(tenant)), self._work)
         self._ownership.advance(now)
         self._start_wanted(now)
 
     def _end_unfit(self, now: float) -> None:
         """End workers that hang, whose weights were changed, or whose owner died; what they were at is done again."""
         for seat in self._seating.hung(now - self._overrun_s):
-            seat.child.kill("hung in a job long past its deadline")
+            seat.child.kill("hung in a job long past its deadline", Cause.OVERDUE)
         for seat in self._seating.disowned():
-            why = "its weights are no longer to be trusted"
-            seat.child.kill(why) if seat.tickets else self._retire(seat, why)
+            why = Retirement.WEIGHTS
+            seat.child.kill(why.value, Cause.WEIGHTS) if seat.tickets else self._retire(seat, why)
 
     def _serve(self, now: float) -> None:
         """Give each worker as many of its party's next jobs as it has room for."""
@@ -269,13 +276,13 @@ class LocalFleet:
                 oldest = self._seating.oldest_idle(now) if party in self._seating.lines else None
                 if oldest is None:
                     return
-                self._retire(oldest, "another tenant needs its seat")
+                self._retire(oldest, Retirement.SEAT)
                 free += 1
             free -= 1  # where there is no spare for it yet, the seat is kept for it
             spare = next(iter(self._seating.spares(own_weights=party.own_weights)), None)
             if spare is not None:
                 spare.party, spare.used_s, spare.since_s = party, now, now
-                self._run(_tell(spare.child, Assign(party.tenant, party.group)), self._work)
+                self._run(spare.child.mention(Assign(party.tenant, party.group)), self._work)
 
     def _start_wanted(self, now: float) -> None:
         """Start workers for who needs one and as spares."""
@@ -301,7 +308,7 @@ class LocalFleet:
             for ticket in line or ():
                 ticket.fail(error())
 
-    def _retire(self, seat: Seat, why: str) -> None:
+    def _retire(self, seat: Seat, why: Retirement) -> None:
         self._seating.seats.remove(seat)
         self._diary.tell_retired(seat, why)
         self._run(self._end(seat), self._endings)
@@ -338,7 +345,7 @@ class LocalFleet:
         """Nobody waits for it any more: out of a line it falls by itself, and a worker drops what is left of it."""
         seat = self._seating.seat(ticket.party)
         if seat is not None and seat.drop(ticket, time.monotonic(), self._overrun_s):
-            self._run(_tell(seat.child, Cancel(ticket.id)), self._work)
+            self._run(seat.child.mention(Cancel(ticket.id)), self._work)
 
     def _end_session(self, tenant: str, session: str) -> None:
         """Its jobs that are not at the worker yet, or not for the last time, will name no session there."""
@@ -346,12 +353,12 @@ class LocalFleet:
             if ticket.session == session:
                 ticket.session = None
         for seat in self._seating.homes(tenant):
-            self._run(_tell(seat.child, EndSession(session, tenant)), self._work)
+            self._run(seat.child.mention(EndSession(session, tenant)), self._work)
 
     def _expel(self, tenant: str) -> None:
         """Jobs that only share the worker go back to the line when it is lost, as after any other death."""
         for seat in self._seating.expel(tenant):
-            seat.child.kill("its tenant is contained")
+            seat.child.kill("its tenant is contained", Cause.CONTAINED)
 
     def _welcome(self, starts: Starts, child: Child, owner: Owner | None) -> None:
         owner = self._ownership.welcome(owner, child.hello.card)
@@ -384,17 +391,10 @@ class LocalFleet:
 
     def _finish(self, seat: Seat, ticket: Ticket, reply: object) -> None:
         """An answer came; the worker has room for another job."""
-        if isinstance(reply, ScoreReply):
-            seat.compilations = reply.compilations
+        self.tally.work += seat.note(reply)
         if seat.finish(ticket, time.monotonic()):
             replies.answer(ticket, reply, seat.child.pid)
 
 
 def _look_again() -> None:
     """The event that changes nothing itself."""
-
-
-async def _tell(child: Child, message: object) -> None:
-    """Say what has no answer; where the child is lost, there is nobody left to whom it matters."""
-    with contextlib.suppress(ChildLost):
-        await child.tell(message)

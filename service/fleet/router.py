@@ -22,6 +22,8 @@ from models import Item, Job, ModelCard, Scores
 from tenants.policy import Isolation
 
 if TYPE_CHECKING:
+    from service.fleet.tally import Tally
+    from service.processes.sandbox import Measure
     from tenants.policy import Policy
 
 
@@ -180,8 +182,23 @@ class Fleet(Protocol):
         ...
 
     @property
+    def longest_wait_s(self) -> float:
+        """For how long the first of them has waited; 0 where none waits."""
+        ...
+
+    @property
+    def tally(self) -> Tally:
+        """What became of its workers so far, and what they did."""
+        ...
+
+    @property
     def lent(self) -> LentState:
         """What is known of weights that workers share on a GPU."""
+        ...
+
+    @property
+    def sandbox(self) -> tuple[Measure, ...]:
+        """What confines the workers, as one that lives says; empty while none does."""
         ...
 
     def workers(self) -> tuple[WorkerState, ...]:

@@ -18,6 +18,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,26 @@ STDERR_LINE_BYTES = 500
 STDERR_LINES = 40
 WATCHES_PER_SILENCE = 8
 FORBIDDEN_CALL = b"ended by the kernel: it made a system call that its filter does not allow"
+
+
+class Cause(StrEnum):
+    """Why a child is gone, for whoever counts; the reason beside it is for the log."""
+
+    STOPPED = "stopped"
+    """It was no longer wanted."""
+    DIED = "died"
+    """It ended by itself, or somebody else ended it."""
+    SILENT = "silent"
+    PROTOCOL = "protocol"
+    """What it said makes no sense."""
+    OVERDUE = "overdue"
+    """It took too long over a piece of work."""
+    DECODER = "decoder"
+    """What it decodes with choked on an image."""
+    WEIGHTS = "weights"
+    """Its weights are no longer to be trusted."""
+    CONTAINED = "contained"
+    """Its tenant is contained."""
 
 
 class ChildLost(Exception):
@@ -94,6 +115,8 @@ class Child:
         self.pid = process.pid
         self.lost: asyncio.Future[str] = loop.create_future()
         """Done once the child is unusable, with the reason; never cancelled, never an exception."""
+        self.cause: Cause | None = None
+        """Why it is lost, once it is."""
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._launch = launch
         self._process = process
@@ -139,17 +162,22 @@ class Child:
         try:
             await self._writer.drain()
         except (OSError, RuntimeError) as exc:
-            self._lose("closed its socket")
+            self._lose("closed its socket", Cause.DIED)
             raise ChildLost(self.lost.result()) from exc
 
-    def kill(self, reason: str = "killed") -> None:
+    async def mention(self, message: object) -> None:
+        """Send what has no answer; where the child is lost, there is nobody left to whom it matters."""
+        with contextlib.suppress(ChildLost):
+            await self.tell(message)
+
+    def kill(self, reason: str = "killed", cause: Cause = Cause.STOPPED) -> None:
         """End the child at once; who waits for it gets ChildLost. Returns before it is reaped: see `stop`."""
-        self._lose(reason)
+        self._lose(reason, cause)
 
     async def stop(self) -> None:
         """End the child and reap it: close its socket, and kill it where it has not gone after `grace_s`."""
         if self.alive:
-            self._lose("stopped", kill=False)
+            self._lose("stopped", Cause.STOPPED, kill=False)
         try:
             async with asyncio.timeout(self._launch.grace_s):
                 await asyncio.shield(self._end)
@@ -169,7 +197,7 @@ class Child:
         await asyncio.wait(either, timeout=self._launch.start_s, return_when=asyncio.FIRST_COMPLETED)
         if self._hello.done() and self.alive:
             return
-        self._lose(f"not ready within {self._launch.start_s:g} s")
+        self._lose(f"not ready within {self._launch.start_s:g} s", Cause.OVERDUE)
         await self.stop()
         last_words = self.stderr[-1] if self.stderr else "no word on stderr"
         status = self._process.returncode
@@ -177,7 +205,7 @@ class Child:
         raise ChildLost(reason, status=status, last_words=last_words)
 
     async def _read(self) -> None:
-        reason = "broke the protocol"
+        reason, cause = "broke the protocol", Cause.PROTOCOL
         try:
             while (message := await self._launch.vocabulary.read(self._reader)) is not None:
                 self._heard = True
@@ -191,13 +219,13 @@ class Child:
                 answer = self._waiting.pop(getattr(message, "id", 0), None)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
-            reason = "closed its socket"
+            reason, cause = "closed its socket", Cause.DIED
         except WireError as exc:
             reason = f"broke the protocol: {exc}"
         except OSError:
-            reason = "closed its socket"
+            reason, cause = "closed its socket", Cause.DIED
         finally:
-            self._lose(reason)
+            self._lose(reason, cause)
 
     async def _watch(self) -> None:
         """Count ticks without a word rather than seconds: a gateway that itself stood still must not kill."""
@@ -207,7 +235,7 @@ class Child:
             await asyncio.sleep(self._launch.silence_s / WATCHES_PER_SILENCE)
             silent = 0 if self._heard else silent + 1
             self._heard = False
-        self._lose(f"silent for {self._launch.silence_s:g} s")
+        self._lose(f"silent for {self._launch.silence_s:g} s", Cause.SILENT)
 
     async def _reap(self) -> None:
         status = await self._process.wait()
@@ -216,7 +244,7 @@ class Child:
             self._pidfd = None
         if status == -signal.SIGSYS:
             self._hear(FORBIDDEN_CALL)
-        self._lose(f"ended with {_status(status)}", kill=False)
+        self._lose(f"ended with {_status(status)}", Cause.DIED, kill=False)
 
     async def _forward(self) -> None:
         """Read stderr to its end in bounded pieces: a chatty child neither blocks nor fills our memory."""
@@ -238,9 +266,10 @@ class Child:
             if self._launch.told is not None:
                 self._launch.told(text)
 
-    def _lose(self, reason: str, *, kill: bool = True) -> None:
+    def _lose(self, reason: str, cause: Cause, *, kill: bool = True) -> None:
         """The one way out; only its first reason counts."""
         if not self.lost.done():
+            self.cause = cause
             self.lost.set_result(reason)
             for answer in self._waiting.values():
                 if not answer.done():

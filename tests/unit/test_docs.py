@@ -161,7 +161,7 @@ def test_every_word_of_an_auditor_stands_in_its_page(word: str) -> None:
 def test_every_operation_of_an_administrator_stands_in_its_page() -> None:
     told = "".join(
         (ROOT / "service" / f"{name}.py").read_text()
-        for name in ("administration", "containment", "adapting")
+        for name in ("administration", "containment", "adapting", "silencing")
     )
     operations = set(re.findall(r'\b(?:deed|entry|tell)\(\s*[\w.()| ]+,\s*"(\w+)"', told))
     assert len(operations) >= 24

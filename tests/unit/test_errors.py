@@ -11,7 +11,15 @@ import pytest
 
 import models
 from models import JobExpired, JobTooLong, ModelError, ModelFailed, ModelRefused
-from service.errors import CLIENT_CLOSED, TABLE, DocumentTooLong, ImageRejected, ServiceError, describe
+from service.errors import (
+    CLIENT_CLOSED,
+    TABLE,
+    DocumentTooLong,
+    ImageRejected,
+    InvalidAlerts,
+    ServiceError,
+    describe,
+)
 from service.processes.children import ChildLost
 from service.processes.wire import WireError
 from tenants.errors import (
@@ -26,6 +34,7 @@ from tenants.errors import (
     RequestTooCostly,
     SchemaOutdated,
     SealBroken,
+    SilenceNotFound,
     TenancyError,
     TenantSuspended,
     Unauthenticated,
@@ -39,6 +48,8 @@ NOT_AT_THE_EDGE: dict[type[Exception], str] = {
     ProofInvalid: "a log that was altered: whoever verifies is told; to a caller a 500 without a word",
     SealBroken: "a wrong master key: a 500 without a word, and an alarm",
     InvalidIdentities: "the start, which it ends",
+    InvalidAlerts: "the start, which it ends",
+    SilenceNotFound: "the command line, which alone ends silences",
     KeySetInvalid: "beside the requests: the log; callers get KeySetMissing once no keys are left",
     UnsafeRole: "the start, which it ends",
     SchemaOutdated: "the start, which it ends",
