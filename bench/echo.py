@@ -50,6 +50,9 @@ class Echo:
     def forget(self, tenant: str) -> None:
         pass
 
+    def rest(self) -> None:
+        pass
+
 
 def _load(_options: argparse.Namespace) -> Reranker:
     return Echo()

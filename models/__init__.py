@@ -243,6 +243,10 @@ class Reranker(Protocol):
         """Overwrite and free all that was kept of the tenant's work, at once or when its running jobs have ended."""
         ...
 
+    def rest(self) -> None:
+        """End its threads, which start again with the next job. Call it where no job is left."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Trust:

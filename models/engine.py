@@ -37,6 +37,9 @@ AGE_LIMIT_S = 0.5
 JOIN_TOKENS = 256
 """With another thread to spare, a pack as large as this takes in no more jobs."""
 
+OUT_OF_MEMORY = "can't allocate memory"
+"""What torch says on a CPU, in a RuntimeError, where numpy raises MemoryError."""
+
 
 class Model(Protocol):
     """What an engine computes with. Every method may be called from several threads at once."""
@@ -80,7 +83,7 @@ class _Task:
 
 
 class Engine:
-    """See `models.Reranker`, whose `begin`, `cancel`, `end_session` and `forget` these are. `done` must not raise."""
+    """See `models.Reranker`, whose `begin`, `cancel`, `end_session`, `forget` and `rest` these are. `done` must not raise."""
 
     def __init__(self, model: Model, context: bytes, limits: Limits) -> None:
         """`context` is as in `memory.Hasher`."""
@@ -91,6 +94,7 @@ class Engine:
         self._stores: dict[str, Store] = {}
         self._changed = threading.Condition()
         self._idle = 0
+        self._resting = False
         self._threads: list[threading.Thread] = []
         self._work_done = Work()
 
@@ -139,6 +143,14 @@ class Engine:
             if (store := self._stores.pop(tenant, None)) is not None:
                 store.end()
 
+    def rest(self) -> None:
+        with self._changed:
+            self._resting = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._threads, self._resting = [], False
+
     def _store(self, tenant: str) -> Store:
         if tenant not in self._stores:
             self._stores[tenant] = Store(Hasher(self._context), FeatureCache(self._limits.cache_bytes))
@@ -156,6 +168,8 @@ class Engine:
             while True:
                 with self._changed:
                     while (task := self._next(time.monotonic())) is None:
+                        if self._resting:
+                            return
                         self._idle += 1
                         self._changed.wait()
                         self._idle -= 1
@@ -170,7 +184,7 @@ class Engine:
         try:
             results = task.compute()
         except Exception as exc:  # noqa: BLE001 - told to whom it concerns; the thread goes on
-            failure = exc
+            failure = MemoryError() if OUT_OF_MEMORY in str(exc) else exc
         elapsed_ms = (time.perf_counter() - began_s) * 1000 / len(task.runs)
         outcomes: list[tuple[Done, Scores | Exception]] = []
         with self._changed:

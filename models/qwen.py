@@ -224,6 +224,9 @@ class QwenReranker:
     def forget(self, tenant: str) -> None:
         self._engine.forget(tenant)
 
+    def rest(self) -> None:
+        self._engine.rest()
+
     @torch.inference_mode()
     def score_dense(self, job: Job) -> Scores:
         """The reference: the same prompts, each alone and whole through the stock model, and its full logits.

@@ -14,10 +14,13 @@ from pydantic import ValidationError
 
 from cobblestone import NotAuthentic
 from models import ModelError
+from service.backup import BackupError
 from service.cli import (
     alerts,
+    backup,
     doctor,
     erase,
+    health,
     incidents,
     inquiry,
     keys,
@@ -55,6 +58,8 @@ app.add_typer(witness.app, name="witness")
 app.add_typer(models.app, name="model")
 app.add_typer(incidents.app, name="incident")
 app.add_typer(alerts.app, name="alert")
+app.command("health")(health.health)
+app.add_typer(backup.app, name="backup")
 app.command("usage")(live.show_usage)
 app.command("contain")(live.contain)
 app.command("release")(live.release)
@@ -96,7 +101,7 @@ def main() -> None:
             name = "PERICARP_" + "_".join(map(str, error["loc"])).upper() if error["loc"] else "settings"
             typer.echo(f"{name}: {error['msg']}", err=True)
         sys.exit(2)
-    except (TenancyError, ServiceError, EmbeddedError, ModelError, NotAuthentic) as exc:
+    except (TenancyError, ServiceError, EmbeddedError, ModelError, NotAuthentic, BackupError) as exc:
         typer.echo(f"{type(exc).__name__}: {exc}", err=True)
         sys.exit(1)
 

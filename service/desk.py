@@ -14,6 +14,7 @@ from service.inquiry import Inquiry
 from service.present_use import PresentUse
 from service.silencing import Silencing
 from tenants.audit import Audit
+from tenants.backups import Backups
 from tenants.canaries import Canaries
 from tenants.cosignatures import Cosignatures
 from tenants.denials import Denials
@@ -68,6 +69,7 @@ class Desk:
     silences: Silences
     silencing: Silencing
     told_alerts: ToldAlerts
+    backups: Backups
 
 
 def build_desk(database: Database, installation: Installation) -> Desk:
@@ -135,4 +137,5 @@ def build_desk(database: Database, installation: Installation) -> Desk:
         silences=silences,
         silencing=Silencing(deeds=deeds, silences=silences),
         told_alerts=ToldAlerts(database),
+        backups=Backups(database),
     )

@@ -201,6 +201,50 @@ class Settings(BaseSettings):
         description="Keys, clients and addresses that are remembered, of each so many at most.",
     )
 
+    worker_memory_bytes: int = Field(
+        4 * 1024**3,
+        ge=64 * 1024 * 1024,
+        description="Memory that a worker on a CPU may take beside what it has loaded; a request beyond it gets 503.",
+    )
+    tenant_requests: int = Field(
+        256, ge=1, description="Requests of one tenant that may be under way at this gateway; beyond it 503."
+    )
+    tenant_body_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1024,
+        description="Bytes of their bodies together, as they are sent; beyond it 503.",
+    )
+    plaintext: bool = Field(
+        False,
+        description="Listen without TLS on an address that is not this host's alone, and where no trusted proxy is"
+        " named; else the start is refused.",
+    )
+
+    backup_store: str | None = Field(
+        None,
+        description="Where backups go: the absolute path of a folder, or `s3://bucket/prefix`; unset: nowhere.",
+    )
+    backup_key_command: str | None = Field(
+        None,
+        description="Command that prints the backups' key, of a KMS say; run without a shell. Unset: `secrets/backup-key`.",
+    )
+    backup_key_fd: int | None = Field(
+        None, ge=3, description="Descriptor that a backup command reads the backups' key from, instead."
+    )
+    backup_database_url: SecretStr | None = Field(
+        None,
+        description="A Postgres of your own as a role that may replicate; only `backup` uses it.",
+    )
+    backup_increments: int = Field(
+        23, ge=0, le=1000, description="Incremental backups between two full ones; 0: every one is full."
+    )
+    backup_keep: int = Field(
+        14, ge=1, description="Full backups that `backup prune` keeps, with the incremental ones upon them."
+    )
+    backup_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds for one request to an S3 store of backups, and for repeating it."
+    )
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -218,6 +262,14 @@ class Settings(BaseSettings):
     def _are_witnesses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         read_witnesses(value)
         return value
+
+    @property
+    def listens_inside(self) -> bool:
+        """Whether only processes of this host can connect."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False  # a name: wherever it leads
 
     @property
     def model_is_local(self) -> bool:
@@ -258,6 +310,17 @@ class Settings(BaseSettings):
             self.model_signature or self.model_seal_fd is not None or self.model_seal_command
         ):
             raise ValueError("PERICARP_MODEL_SIGNATURE and PERICARP_MODEL_SEAL_… need PERICARP_MODEL_KEY")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_cross_no_network_in_the_clear(self) -> Settings:
+        if not (self.listens_inside or self.tls_certificate or self.trusted_proxies or self.plaintext):
+            raise ValueError(
+                f"PERICARP_HOST is {self.host}, where other hosts may connect, and keys would cross the network in the clear:"
+                " set PERICARP_TLS_CERTIFICATE, or PERICARP_TRUSTED_PROXIES behind a proxy, or PERICARP_PLAINTEXT=true"
+            )
+        if self.tenant_body_bytes < self.body_limit_bytes:
+            raise ValueError("PERICARP_TENANT_BODY_BYTES must be PERICARP_BODY_LIMIT_BYTES at the least")
         return self
 
     @model_validator(mode="after")

@@ -242,7 +242,7 @@ class Vetting:
             else:
                 unread[key] = text
         metrics.note_kept("text_findings", hits=len(known), misses=len(unread))
-        read = await self._readers.read(tuple(unread.values()), query=query, lists=lists)
+        read = await self._readers.read(tuple(unread.values()), query=query, lists=lists, tenant=tenant)
         for key, found in zip(unread, read, strict=True):
             known[key] = found
             if not found.failed:
@@ -267,7 +267,8 @@ class Vetting:
         known = sorted(seen)
         for places, wanted in ((known, NO_LOOKS), ([p for p in range(len(items)) if p not in seen], looks)):
             try:
-                cleaned = await self._screen.clean([items[place].image or b"" for place in places], wanted)
+                images = [items[place].image or b"" for place in places]
+                cleaned = await self._screen.clean(images, wanted, tenant=tenant)
             except ImageRejected as exc:
                 exc.field = items[places[exc.index]].image_where if exc.index is not None else None
                 raise

@@ -182,6 +182,16 @@ def open_checkpoint(note: str, keys: Iterable[VerifyKey], *, origin: str | None 
     return Opened(checkpoint, tuple(signers), tuple(times))
 
 
+def open_note(note: str, key: VerifyKey) -> str:
+    """The text of a note that `key` has signed, and nobody else. Raises `ProofInvalid`."""
+    text, lines = split_note(note)
+    signatures = [_parse_line(line) for line in lines]
+    if [(name, signature[:KEY_ID_BYTES]) for name, signature in signatures] != [(key.name, key.id)]:
+        raise ProofInvalid("not signed by the one key that signs this")
+    key.verify(signatures[0][1][KEY_ID_BYTES:], text)
+    return text
+
+
 def split_note(note: str) -> tuple[str, tuple[str, ...]]:
     """A note's text and its signature lines, without their ends. Nothing is verified. Raises `ProofInvalid`."""
     text, blank, signatures = note.rpartition("\n\n")

@@ -155,6 +155,11 @@ class Sequencer:
         return newest, tiles
 
     @property
+    def seen(self) -> Checkpoint:
+        """The newest tree that this process has seen; of no leaves before it has seen one."""
+        return self._seen
+
+    @property
     def lag_s(self) -> float:
         """For how long, by this process's own clock, the first leaf of the queue has been seen waiting there."""
         return time.monotonic() - self._head[1] if self._head is not None else 0.0

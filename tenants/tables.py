@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, UUID
 
 from tenants.alert_tables import alert_silence, alert_told
+from tenants.backup_tables import backup, backup_check
 from tenants.columns import SCHEMA, metadata, time
 from tenants.log_tables import (
     audit_checkpoint,
@@ -55,6 +56,8 @@ __all__ = [
     "audit_waiting",
     "audit_warrant",
     "audit_witness",
+    "backup",
+    "backup_check",
     "canary",
     "metadata",
     "review",

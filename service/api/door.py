@@ -154,19 +154,25 @@ class Door:
             raise _too_large(most_bytes)
         received = 0
 
-        async def receive_capped() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > most_bytes:
-                raise _too_large(most_bytes)
-            return message
+        def receive_capped(count: Callable[[int], None] | None = None) -> Receive:
+            async def receive_next() -> Message:
+                nonlocal received
+                message = await receive()
+                size_bytes = len(message.get("body", b""))
+                received += size_bytes
+                if received > most_bytes:
+                    raise _too_large(most_bytes)
+                if count is not None:
+                    count(size_bytes)
+                return message
+
+            return receive_next
 
         if exchange.caller is None:
-            await self.app(scope, receive_capped, send)
+            await self.app(scope, receive_capped(), send)
             return
-        with self.running.under_way(exchange):
-            await self.app(scope, receive_capped, send)
+        with self.running.under_way(exchange) as count:
+            await self.app(scope, receive_capped(count), send)
 
     async def _record(self, exchange: Exchange, exc: Exception) -> Trouble:
         """What to answer for `exc`; for a known caller only after the log has its entry ("no entry, no answer")."""

@@ -64,7 +64,8 @@ def build_router(
         """True only when a worker has scored a warm-up, screening runs, the database answers and the log's tree holds.
 
         `screening` tells what is looked with, what of it is missing, and how the processes that look are confined;
-        `model` which files are served; `witnesses`, where there are any, how each stands, which no answer waits for.
+        `model` which files are served; `workers` how those that score are confined; `witnesses`, where there are any, how
+        each stands, which no answer waits for.
         """
         checks = {
             "worker": fleet.ready,
@@ -82,11 +83,13 @@ def build_router(
             "sandbox": {"images": _tell_sandbox(screen.sandbox), "texts": _tell_sandbox(readers.sandbox)},
         }
         witnesses = {"witnesses": cosigning.standing} if cosigning.standing else {}
+        workers = {"sandbox": _tell_sandbox(fleet.sandbox)}
         return {
             "status": "ready",
             "checks": checks,
             "weights": weights,
             "model": _tell_model(model, fleet),
+            "workers": workers,
             "screening": screening,
             **witnesses,
         }

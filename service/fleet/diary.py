@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from service.processes.children import Cause
+from service.processes.children import FORBIDDEN_CALL, Cause
 from service.processes.parent import UNFORESEEN
 from service.processes.sandbox import missing
 
@@ -22,25 +22,30 @@ class Diary:
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._log = structlog.get_logger(source="fleet")
+        self._told: dict[str, str] = {}
 
     def hear(self, line: str) -> None:
-        """Keep what a worker says of its own bugs; what libraries print might repeat a tenant's text."""
+        """Keep what a worker says of its own bugs, and how it ended; what libraries print might repeat a tenant's text."""
         if line.startswith(UNFORESEEN):
             self._log.error("A worker failed in an unforeseen way.", action="request_failed", where=line)
+        elif line == FORBIDDEN_CALL.decode():
+            self._log.error("A worker says something.", action="child_says", line=line)
 
     def tell_ready(self, child: Child) -> None:
+        """And what does not hold of its confinement: once, not of each worker again."""
         self._tally.starts["ready"] += 1
         self._log.info(
             "A worker is ready.", action="worker_ready", pid=child.pid, stages_ms=child.hello.stages_ms
         )
         broken = missing(child.hello.sandbox)
-        if broken:
+        if broken and broken != self._told:
             self._log.warning(
                 "A worker is less confined than it should be.",
                 action="sandbox",
                 missing=list(broken),
                 reasons=broken,
             )
+        self._told = broken
 
     def tell_not_started(self, reason: str) -> None:
         self._tally.starts["failed"] += 1

@@ -28,18 +28,14 @@ from service.fleet.diary import Diary
 from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreRequest
 from service.fleet.ownership import Owner, Ownership, may_lend
 from service.fleet.router import LentState, Party, Scored, Ticket, WorkerState
-from service.fleet.seats import Rules, Seat, Seating
+from service.fleet.seats import JOBS_AT_ONCE, PIXEL_BYTES_AT_ONCE, Rules, Seat, Seating
 from service.fleet.starts import FIRST_UID, Starts, stopping, worker_launch
 from service.fleet.tally import Retirement, Tally
 from service.processes.children import Cause, Child, ChildLost, Launch, start_child
+from service.processes.sandbox import Measure
 from service.processes.wire import WireError
 
 TICK_S = 0.25
-JOBS_AT_ONCE = 16
-"""Jobs at one worker, the rest waits in line: enough to fill its packs and to put the shortest first, few
-enough that a killed worker costs little and that its memory holds them."""
-PIXEL_BYTES_AT_ONCE = 256 * 1024 * 1024
-"""Of all jobs at one worker, unless one alone has more: some 90 of the largest images, seconds of work."""
 OVERRUN_S = 30.0
 """A worker that has not answered a job so long after its deadline is taken to hang and is killed."""
 
@@ -54,6 +50,7 @@ class LocalFleet:
         device: str = "auto",
         dtype: str = "auto",
         threads: int = 1,
+        memory_bytes: int | None = None,
         max_workers: int = 8,
         spare_workers: int = 1,
         idle_s: float = 900.0,
@@ -99,6 +96,7 @@ class LocalFleet:
             device=device,
             dtype=dtype,
             threads=threads,
+            memory_bytes=memory_bytes,
             offline=offline,
             start_s=start_s,
             silence_s=silence_s,
@@ -150,9 +148,12 @@ class LocalFleet:
     def lent(self) -> LentState:
         return self._ownership.state
 
+    @property
+    def sandbox(self) -> tuple[Measure, ...]:
+        return next((seat.child.hello.sandbox for seat in self._seating.seats if seat.child.alive), ())
+
     def workers(self) -> tuple[WorkerState, ...]:
-        now = time.monotonic()
-        return tuple(seat.state(now) for seat in self._seating.seats)
+        return tuple(seat.state(time.monotonic()) for seat in self._seating.seats)
 
     async def start(self) -> None:
         self._open = True

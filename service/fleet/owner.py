@@ -28,6 +28,7 @@ from service.fleet.messages import OWNING, Check, Checked
 from service.fleet.trusting import REFUSED, add_arguments, read_trust
 from service.processes.parent import BROKEN, Parent, leave, name_process
 from service.processes.sandbox import Confinement, confine
+from service.processes.seccomp import filter_network
 from service.processes.wire import Hello
 
 OPEN_FILES = 1024
@@ -54,7 +55,7 @@ def run(argv: Sequence[str], open_device: OpenGpu) -> NoReturn:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201
         leave(REFUSED if isinstance(exc, ModelRefused) else CANNOT_LEND)
     os.close(options.offer)
-    sandbox = confine(Confinement(uid=options.uid, open_files=OPEN_FILES))
+    sandbox = (*confine(Confinement(uid=options.uid, open_files=OPEN_FILES)), filter_network())
     parent.follow_to_death()  # a change of user cleared it
     parent.send(Hello(os.getpid(), sandbox=sandbox))
     while True:
@@ -87,7 +88,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", required=True)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--offer", type=int, required=True)
-    parser.add_argument("--threads", type=int)  # of workers; it computes nothing that would need them
+    # Of workers; it computes nothing that would need them.
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--memory", type=int)
     parser.add_argument("--uid", type=int)
     add_arguments(parser)
     return parser.parse_args(argv)

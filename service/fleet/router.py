@@ -23,6 +23,7 @@ from tenants.policy import Isolation
 
 if TYPE_CHECKING:
     from service.fleet.tally import Tally
+    from service.processes.sandbox import Measure
     from tenants.policy import Policy
 
 
@@ -193,6 +194,11 @@ class Fleet(Protocol):
     @property
     def lent(self) -> LentState:
         """What is known of weights that workers share on a GPU."""
+        ...
+
+    @property
+    def sandbox(self) -> tuple[Measure, ...]:
+        """What confines the workers, as one that lives says; empty while none does."""
         ...
 
     def workers(self) -> tuple[WorkerState, ...]:

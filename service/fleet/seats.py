@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 PACE_WEIGHT = 0.2
 """Of the newest answer, in the average time from one answer of a worker to the next."""
 LONGEST_RETRY_S = 60
+JOBS_AT_ONCE = 16
+"""Jobs at one worker, the rest waits in line: enough to fill its packs and to put the shortest first, few
+enough that a killed worker costs little and that its memory holds them."""
+PIXEL_BYTES_AT_ONCE = 256 * 1024 * 1024
+"""Of all jobs at one worker, unless one alone has more: some 90 of the largest images, seconds of work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,14 +180,16 @@ def worker_launch(
     silence_s: float,
     told: Callable[[str], None],
     trust: Trust = ANYONE,
+    memory_bytes: int | None = None,
 ) -> Launch:
-    """How to start a worker; `worker` is the module that it runs."""
+    """How to start a worker; `worker` is the module that it runs. On a CPU it may take `memory_bytes` beside what it loads."""
     return Launch(
         # -P: no module is taken from the working directory
         (
             *(sys.executable, "-P", "-m", worker, "--fd", "{fd}", "--parent", "{parent}"),
             *("--model", model, "--device", device, "--dtype", dtype, "--threads", str(threads)),
             *arguments(trust),
+            *(() if memory_bytes is None else ("--memory", str(memory_bytes))),
         ),
         SCORING,
         _environ(threads, offline),
@@ -204,6 +206,7 @@ def _environ(threads: int, offline: bool) -> dict[str, str]:
     numeric = {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's would start its threads before the lock, which would not bind them
         "TOKENIZERS_PARALLELISM": "false",
         # Workers share the cores: threads that spin as they wait made a job 30 times slower on a busy machine.
         "OMP_WAIT_POLICY": "PASSIVE",

@@ -20,8 +20,11 @@ from service.processes.wire import Detector
 from service.screening.diary import Diary
 from service.screening.reading import MOST_CHARACTERS, VOCABULARY, OwnList, ReadReply, ReadRequest
 from service.screening.signals import Findings
+from service.screening.turns import Turns
 
 START_S = 30.0
+OURS = ""
+"""Waits for a turn as tenants do, to start a child."""
 RULE = re.compile(r"[a-z0-9_.-]{0,64}")
 
 
@@ -43,7 +46,8 @@ class Readers:
         self._child: Child | None = None
         self.losses: Counter[str] = Counter()
         """Children that died or were killed, by cause."""
-        self._turn = asyncio.Lock()
+        self._turns: Turns[None] = Turns()
+        self._turns.give(None)
         self._ids = itertools.count(1)
         self._healing: asyncio.Task[None] | None = None
         self._open = False
@@ -65,7 +69,7 @@ class Readers:
     async def start(self) -> None:
         """Start the child. Raises ScreeningLost where it does not come up."""
         self._open = True
-        async with self._turn:
+        async with self._turns.turn(OURS):
             await self._living()
 
     async def close(self) -> None:
@@ -77,12 +81,20 @@ class Readers:
             await self._child.stop()
 
     async def read(
-        self, texts: Sequence[str], *, query: str | None = None, lists: tuple[OwnList, ...] = ()
+        self,
+        texts: Sequence[str],
+        *,
+        query: str | None = None,
+        lists: tuple[OwnList, ...] = (),
+        tenant: str = "",
     ) -> tuple[Findings, ...]:
-        """One `Findings` for each text, in order. Raises ScreeningLost where no child can be had."""
+        """One `Findings` for each text, in order; tenants take turns, some texts each.
+
+        Raises ScreeningLost where no child can be had.
+        """
         found: list[Findings] = []
         for batch in _batches(texts):
-            async with self._turn:
+            async with self._turns.turn(tenant):
                 found += await self._ask(batch, query, lists)
         return tuple(found)
 
@@ -137,7 +149,7 @@ class Readers:
 
     async def _heal(self) -> None:
         try:
-            async with self._turn:
+            async with self._turns.turn(OURS):
                 await self._living()
         except ScreeningLost:
             return  # tried again with the next text

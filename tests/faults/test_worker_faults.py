@@ -100,6 +100,18 @@ async def test_a_stopped_worker_is_noticed_by_its_silence_and_replaced() -> None
         await until(lambda: not Path(f"/proc/{stopped}").exists())
 
 
+async def test_a_worker_stuck_in_a_computation_is_killed_and_its_next_job_answered() -> None:
+    async with running(spare_workers=1, silence_s=2.0) as fleet:
+        await fleet.score(ACME, job(), deadline_s=20)
+        asked = asyncio.create_task(fleet.score(ACME, job("stuck"), deadline_s=60))
+        await until(lambda: busy(fleet))
+        stuck = busy(fleet)
+        with pytest.raises(WorkerLost):
+            await asked
+        assert not Path(f"/proc/{stuck}").exists()
+        assert (await fleet.score(ACME, job(), deadline_s=20)).worker != stuck
+
+
 async def test_an_idle_worker_or_spare_that_dies_is_replaced_before_it_is_needed() -> None:
     async with running(spare_workers=1, keep_warm=(Party(ACME),)) as fleet:
         await until(lambda: spares(fleet) and ACME in assigned(fleet))

@@ -176,6 +176,33 @@ def test_every_job_gets_its_own_scores(
         assert len(packed.ids) <= pack_tokens or len(packed.parts) == 1
 
 
+def test_after_a_rest_no_thread_is_left_and_the_next_job_starts_new_ones(answers: Answers) -> None:
+    model = Arithmetic()
+    model.gate.set()
+    engine = make(model, threads=3)
+    engine.begin(1, texts("a", "b"), answers.take(1))
+    answers.scores(1)
+    before = list(engine._threads)
+    engine.rest()
+    assert len(before) == 3 and not any(thread.is_alive() for thread in before)
+    engine.begin(2, texts("a", "c"), answers.take(2))
+    assert answers.scores(2).margins == expected(texts("a", "c"))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError, lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_want_of_memory_is_told_as_such(
+    model: Arithmetic, answers: Answers, error: Callable[[], Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> list[float]:
+        raise error()
+
+    monkeypatch.setattr(model, "read", read)
+    make(model).begin(1, texts("a", "b"), answers.take(1))
+    assert isinstance(answers.wait(1)[1], MemoryError)
+
+
 def test_jobs_that_wait_share_a_pack_whatever_their_prefixes(model: Arithmetic, answers: Answers) -> None:
     engine = make(model)
     hold_up(engine, model, answers)
