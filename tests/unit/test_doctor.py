@@ -132,7 +132,7 @@ def test_a_home_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 
 def test_a_check_that_nobody_knows_is_wrong_usage_and_help_tells_the_statuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PERICARP_HOME", str(tmp_path / "none"))
     wrong = CliRunner().invoke(app, ["doctor", "--only", "everything"])
@@ -141,6 +141,8 @@ def test_a_check_that_nobody_knows_is_wrong_usage_and_help_tells_the_statuses(
     (check,) = json.loads(told.stdout)["checks"]
     assert told.exit_code == 1 and (check["name"], check["state"]) == ("home", "cannot tell")
     assert not (tmp_path / "none").exists()
+    monkeypatch.setenv("PERICARP_HOME", str(home))
+    assert CliRunner().invoke(app, ["doctor", "--only", "home", "--only", "secrets"]).exit_code == 0
     assert "Exit status: 0 everything holds" in " ".join(
         CliRunner().invoke(app, ["doctor", "--help"]).output.split()
     )
