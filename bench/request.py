@@ -225,10 +225,13 @@ def aims_of(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def own_service(*program: str, settings: Mapping[str, str] | None = None) -> Iterator[Target]:
+def own_service(
+    *program: str, settings: Mapping[str, str] | None = None, neighbour: Mapping[str, object] | None = None
+) -> Iterator[Target]:
     """A service in a folder of its own, with one tenant and one key; nothing of it is left behind.
 
     `program`: what Python runs to serve, `-m service` unless it is said. `settings`: other than the defaults.
+    `neighbour`: the policy of a second tenant, where there is to be one.
     """
     home = Path(tempfile.mkdtemp(prefix="pericarp-bench-"))
     home.chmod(0o711)  # where we are root, Postgres runs as another user, who must get through
@@ -264,15 +267,19 @@ def own_service(*program: str, settings: Mapping[str, str] | None = None) -> Ite
                 read_line = process.stdout.readline
                 lines: queue.Queue[str] = queue.Queue()
                 threading.Thread(target=lambda: lines.put(read_line()), daemon=True).start()
-                command("tenant", "create", "bench")  # beside the start: they share its Postgres
-                command("tenant", "policy", "bench", *(f"{name}={value}" for name, value in POLICY.items()))
-                key = json.loads(command("key", "create", "bench", "--json"))["key"]
+                tenants = {"bench": POLICY} | ({} if neighbour is None else {"neighbour": neighbour})
+                keys = []
+                for tenant, policy in tenants.items():  # beside the start: they share its Postgres
+                    command(
+                        "tenant", "create", tenant, *(f"{name}={value}" for name, value in policy.items())
+                    )
+                    keys.append(json.loads(command("key", "create", tenant, "--json"))["key"])
                 try:
                     url = urlsplit(lines.get(timeout=START_S).split()[-1])
                 except (queue.Empty, IndexError):
                     raise SystemExit("the service did not become ready") from None
                 assert url.hostname is not None and url.port is not None
-                yield Target(url.hostname, url.port, key)
+                yield Target(url.hostname, url.port, *keys)
             finally:
                 process.send_signal(signal.SIGTERM)
                 try:

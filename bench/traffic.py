@@ -47,11 +47,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service, and a search key of a generous tenant; or a peer's server, which is told a key as well."""
+    """A service, and a search key of a generous tenant; or a peer's server, which is told a key as well.
+
+    `neighbour` is a key of a second tenant, where one was asked for.
+    """
 
     host: str
     port: int
     key: str
+    neighbour: str | None = None
 
 
 class Connection:

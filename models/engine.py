@@ -26,7 +26,7 @@ from typing import NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from models import Done, Job, JobExpired, Pixels, Scores
+from models import Done, Job, JobExpired, Pixels, Scores, Work
 from models.memory import FeatureCache, Hasher, Pins, PrefixMemory, Store
 from models.packing import Grid, Pack, Share, pack
 from models.prompt import Sheet
@@ -36,6 +36,9 @@ AGE_LIMIT_S = 0.5
 """A job that has waited so long goes before shorter ones."""
 JOIN_TOKENS = 256
 """With another thread to spare, a pack as large as this takes in no more jobs."""
+
+OUT_OF_MEMORY = "can't allocate memory"
+"""What torch says on a CPU, in a RuntimeError, where numpy raises MemoryError."""
 
 
 class Model(Protocol):
@@ -80,7 +83,7 @@ class _Task:
 
 
 class Engine:
-    """See `models.Reranker`, whose `begin`, `cancel`, `end_session` and `forget` these are. `done` must not raise."""
+    """See `models.Reranker`, whose `begin`, `cancel`, `end_session`, `forget` and `rest` these are. `done` must not raise."""
 
     def __init__(self, model: Model, context: bytes, limits: Limits) -> None:
         """`context` is as in `memory.Hasher`."""
@@ -91,7 +94,14 @@ class Engine:
         self._stores: dict[str, Store] = {}
         self._changed = threading.Condition()
         self._idle = 0
+        self._resting = False
         self._threads: list[threading.Thread] = []
+        self._work_done = Work()
+
+    @property
+    def work(self) -> Work:
+        with self._changed:
+            return self._work_done
 
     def begin(
         self,
@@ -133,6 +143,14 @@ class Engine:
             if (store := self._stores.pop(tenant, None)) is not None:
                 store.end()
 
+    def rest(self) -> None:
+        with self._changed:
+            self._resting = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._threads, self._resting = [], False
+
     def _store(self, tenant: str) -> Store:
         if tenant not in self._stores:
             self._stores[tenant] = Store(Hasher(self._context), FeatureCache(self._limits.cache_bytes))
@@ -150,6 +168,8 @@ class Engine:
             while True:
                 with self._changed:
                     while (task := self._next(time.monotonic())) is None:
+                        if self._resting:
+                            return
                         self._idle += 1
                         self._changed.wait()
                         self._idle -= 1
@@ -164,7 +184,7 @@ class Engine:
         try:
             results = task.compute()
         except Exception as exc:  # noqa: BLE001 - told to whom it concerns; the thread goes on
-            failure = exc
+            failure = MemoryError() if OUT_OF_MEMORY in str(exc) else exc
         elapsed_ms = (time.perf_counter() - began_s) * 1000 / len(task.runs)
         outcomes: list[tuple[Done, Scores | Exception]] = []
         with self._changed:
@@ -172,6 +192,8 @@ class Engine:
                 run.tasks -= 1
                 run.stages_ms[task.stage] += elapsed_ms
                 outcome = failure or _apply(run, results[place])
+                if isinstance(outcome, Scores):
+                    self._work_done += run.reuse
                 if outcome is not None and not run.ended:
                     self._runs.pop(run.ticket, None)
                     run.ended = True
@@ -209,12 +231,17 @@ class Engine:
             elif (share := run.take_share(self._limits.pack_tokens, first=True)) is not None:
                 others = [other for other in order[place + 1 :] if other.store is run.store]
                 shared = [(run, share), *self._join(share.tokens, others, now)]
+                self._count_pack(sum(each.tokens for _, each in shared))
                 task = _Task("forward", tuple(run for run, _ in shared), partial(self._read, shared))
             if task is not None:
                 for each in task.runs:
                     each.tasks += 1
                 return task
         return None
+
+    def _count_pack(self, tokens: int) -> None:
+        room = max(tokens, self._limits.pack_tokens)  # one candidate may be more than fits
+        self._work_done += Work(packs=1, packed_tokens=tokens, room_tokens=room)
 
     def _order(self, now: float) -> list[Run]:
         def rank(run: Run) -> tuple[bool, float]:

@@ -13,11 +13,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from service.errors import ClientClosed, Contained
+from service.errors import ClientClosed, Contained, Overloaded
 
 if TYPE_CHECKING:
     from service.screened import Screened
     from tenants.access import Caller
+    from tenants.audit import Entry
     from tenants.limits import Standing
 
 
@@ -99,6 +100,11 @@ class Exchange:
     """What was decided about its texts and images, once they were screened."""
     entry_id: str | None = None
     """The id of this request's entry in the log, once there is one."""
+    entry: Entry | None = None
+    """What the log was told of it last."""
+    query: str | None = None
+    """The text that was asked, once its decision was written."""
+    user_agent: str = ""
     halted: bool = False
     """Set by `halt`: nothing more is done for this request."""
     connection: asyncio.Timeout | None = None
@@ -158,20 +164,59 @@ class Exchange:
 
 
 class Running:
-    """The requests of known callers that are under way at this gateway. Belongs to one event loop."""
+    """The requests of known callers that are under way at this gateway. Belongs to one event loop.
 
-    def __init__(self) -> None:
+    No tenant may have more of them, nor more bytes of bodies in this gateway's memory, than is its share.
+    """
+
+    def __init__(self, *, most_requests: int, most_body_bytes: int) -> None:
+        """Of one tenant, at a time."""
+        self._most_requests = most_requests
+        self._most_body_bytes = most_body_bytes
         self._exchanges: dict[str, Exchange] = {}
+        self._shares: dict[str, Share] = {}
 
     @contextmanager
-    def under_way(self, exchange: Exchange) -> Iterator[None]:
-        """Count the request in while the block lasts."""
+    def under_way(self, exchange: Exchange) -> Iterator[Callable[[int], None]]:
+        """Count the request in while the block lasts; the function counts bytes of its body in.
+
+        Both raise `Overloaded` where the tenant has its share already.
+        """
+        tenant = str(exchange.known_caller.tenant)
+        share = self._shares.setdefault(tenant, Share())
+        if share.requests >= self._most_requests:
+            raise Overloaded("Too many requests of this tenant are under way.", reason="tenant_requests")
+        received = 0
+
+        def receive(size_bytes: int) -> None:
+            nonlocal received
+            if share.body_bytes + size_bytes > self._most_body_bytes:
+                raise Overloaded(
+                    "The requests of this tenant that are under way are too large together.",
+                    reason="tenant_bodies",
+                )
+            received += size_bytes
+            share.body_bytes += size_bytes
+
+        share.requests += 1
         self._exchanges[exchange.request_id] = exchange
         try:
-            yield
+            yield receive
         finally:
             del self._exchanges[exchange.request_id]
+            share.requests -= 1
+            share.body_bytes -= received
+            if not share.requests:
+                del self._shares[tenant]
 
     def all(self) -> tuple[Exchange, ...]:
         """Whatever is under way now."""
         return tuple(self._exchanges.values())
+
+
+@dataclass(slots=True)
+class Share:
+    """What one tenant has under way."""
+
+    requests: int = 0
+    body_bytes: int = 0

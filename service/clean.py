@@ -29,19 +29,18 @@ class CleanImage:
         async with self.ledger.holding(exchange, ask, None) as held:
             held.ask = await self.fetch(exchange, exchange.known_caller.policy.fetches_from, ask)
             with exchange.stage("clean"):
-                cleaned = await self._clean(held.ask, form)
+                cleaned = await self._clean(held.ask, form, str(exchange.known_caller.tenant))
         removed = {"removed": list(cleaned.metadata), "trailing_bytes": cleaned.trailing_bytes}
         with exchange.stage("settle"):
             await asyncio.shield(self.ledger.settle_unranked(exchange, held.hold, held.ask, removed))
-        for stage, elapsed_ms in exchange.stages_ms.items():
-            metrics.STAGE_SECONDS.labels(stage).observe(elapsed_ms / 1000)
-        metrics.IMAGES.inc()
+        metrics.note_stages(exchange.stages_ms)
+        metrics.note_images(str(exchange.known_caller.tenant), 1)
         return cleaned
 
-    async def _clean(self, ask: Ask, form: ImageFormat | None) -> Reencoded:
+    async def _clean(self, ask: Ask, form: ImageFormat | None, tenant: str) -> Reencoded:
         assert ask.query.image is not None, "fetched, or sent"
         try:
-            return await self.screen.reencode(ask.query.image, form)
+            return await self.screen.reencode(ask.query.image, form, tenant=tenant)
         except ImageRejected as exc:
             exc.field = ask.query.image_where
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ import uvloop
 
 from service.app import create_app
 from service.fleet.router import Party
-from service.tls import tls_options
+from service.tls import ServerTls, protocol_options, server_tls
 from service.watch import metrics
 from service.watch.log_folder import LogFolder, LogFolderUnusable
 from service.watch.logs import close, configure, get_logger
@@ -73,6 +74,8 @@ def _run(settings: Settings, installation: Installation, *, demo: bool, fleet: F
         sys.exit(
             f"{len(keep_warm)} workers are to be kept warm, but PERICARP_MAX_WORKERS is {settings.max_workers}."
         )
+    tls = _open_tls(settings)
+    _raise_open_files()
     app = create_app(settings, installation, keep_warm=keep_warm, fleet=fleet)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -80,7 +83,7 @@ def _run(settings: Settings, installation: Installation, *, demo: bool, fleet: F
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            **{"http": "httptools", **tls_options(settings)},
+            **protocol_options(tls),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -92,19 +95,43 @@ def _run(settings: Settings, installation: Installation, *, demo: bool, fleet: F
         )
     )
     log.info("starting", action="service_start", model=settings.model)
+    if not (settings.listens_inside or tls):
+        log.warning(
+            "other hosts may connect without TLS: keys and texts cross that network in the clear",
+            action="plaintext",
+            host=settings.host,
+        )
     # Uvicorn ends by raising the signal that stopped it once more: as an exception, so that we end by ourselves.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         contextlib.suppress(KeyboardInterrupt),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_serve(server, app.state.fleet, settings, key))
+        runner.run(_serve(server, app.state.fleet, settings, key, tls))
     if not server.started:
         sys.exit(1)
     log.info("stopped", action="service_stop")
 
 
-async def _serve(server: uvicorn.Server, fleet: Fleet, settings: Settings, key: str | None) -> None:
+def _open_tls(settings: Settings) -> ServerTls | None:
+    """Raises SystemExit where the files are not a certificate and its key."""
+    try:
+        return server_tls(settings)
+    except OSError as exc:
+        sys.exit(f"The certificate, its key or the client CA cannot be used: {type(exc).__name__}.")
+
+
+def _raise_open_files() -> None:
+    """As many connections as the system allows, rather than what a shell's default leaves."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _serve(
+    server: uvicorn.Server, fleet: Fleet, settings: Settings, key: str | None, tls: ServerTls | None
+) -> None:
+    if tls is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, tls.reload)
     announcing = asyncio.create_task(_announce(server, fleet, settings, key))
     try:
         await server.serve()

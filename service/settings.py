@@ -141,6 +141,32 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of their own for `/metrics`, which then ask for no key there; unset: on the service's port, with one.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address to listen on for it.")
+    metrics_tenants: int = Field(
+        20, ge=0, le=200, description="Tenants that metrics tell apart, those with the most requests."
+    )
+
+    # Whose models are served: service/custody.py
+    model_key: FilePath | None = Field(
+        None,
+        description="PEM file of the public key that the model must be signed with; unset: a model needs no signature.",
+    )
+    model_signature: Path | None = Field(
+        None, description="File of the model's signed manifest; unset: `model.sig` in the model's folder."
+    )
+    model_seal_fd: int | None = Field(
+        None, ge=0, description="Descriptor that the key of a sealed model is read from, once, at the start."
+    )
+    model_seal_command: tuple[str, ...] = Field(
+        (),
+        description='Or the command that prints it, as JSON: `["kms", "decrypt", "…"]`. It is run without a shell.',
+    )
     log_folder: Path | None = Field(
         None, description="Folder for log lines, a file a day in UTC; unset: they go to stderr."
     )
@@ -151,12 +177,80 @@ class Settings(BaseSettings):
         14, ge=1, description="Days of log files that are kept, today's included; older ones are deleted."
     )
 
+    alerts: FilePath | None = Field(
+        None,
+        description="TOML file of alert rules and sinks (`docs/alerts.md`); unset: the shipped rules, told in the log.",
+    )
+    anomaly_key_per_minute: int = Field(
+        100,
+        ge=1,
+        description="Requests a minute from which on a key, or a client of it, may be a `rate_anomaly`.",
+    )
+    anomaly_stranger_per_minute: int = Field(
+        10,
+        ge=1,
+        description="Refused requests a minute from which on an address may be one whose caller nobody knows.",
+    )
+    anomaly_allowed: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Networks whose addresses never count as anomalies, with commas between."
+    )
+    anomaly_clients: int = Field(
+        10_000,
+        ge=100,
+        le=1_000_000,
+        description="Keys, clients and addresses that are remembered, of each so many at most.",
+    )
+
+    worker_memory_bytes: int = Field(
+        4 * 1024**3,
+        ge=64 * 1024 * 1024,
+        description="Memory that a worker on a CPU may take beside what it has loaded; a request beyond it gets 503.",
+    )
+    tenant_requests: int = Field(
+        256, ge=1, description="Requests of one tenant that may be under way at this gateway; beyond it 503."
+    )
+    tenant_body_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1024,
+        description="Bytes of their bodies together, as they are sent; beyond it 503.",
+    )
+    plaintext: bool = Field(
+        False,
+        description="Listen without TLS on an address that is not this host's alone, and where no trusted proxy is"
+        " named; else the start is refused.",
+    )
+
+    backup_store: str | None = Field(
+        None,
+        description="Where backups go: the absolute path of a folder, or `s3://bucket/prefix`; unset: nowhere.",
+    )
+    backup_key_command: str | None = Field(
+        None,
+        description="Command that prints the backups' key, of a KMS say; run without a shell. Unset: `secrets/backup-key`.",
+    )
+    backup_key_fd: int | None = Field(
+        None, ge=3, description="Descriptor that a backup command reads the backups' key from, instead."
+    )
+    backup_database_url: SecretStr | None = Field(
+        None,
+        description="A Postgres of your own as a role that may replicate; only `backup` uses it.",
+    )
+    backup_increments: int = Field(
+        23, ge=0, le=1000, description="Incremental backups between two full ones; 0: every one is full."
+    )
+    backup_keep: int = Field(
+        14, ge=1, description="Full backups that `backup prune` keeps, with the incremental ones upon them."
+    )
+    backup_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds for one request to an S3 store of backups, and for repeating it."
+    )
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "anomaly_allowed")
     @classmethod
     def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
@@ -170,6 +264,14 @@ class Settings(BaseSettings):
         return value
 
     @property
+    def listens_inside(self) -> bool:
+        """Whether only processes of this host can connect."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False  # a name: wherever it leads
+
+    @property
     def model_is_local(self) -> bool:
         """Whether the model is a folder here, or the embedded one: then nothing may be downloaded."""
         return self.model == DEMO or Path(self.model).is_dir()
@@ -179,7 +281,7 @@ class Settings(BaseSettings):
         """The model's name as callers see it: of a folder its last part, for no answer holds a path."""
         return Path(self.model).resolve().name if self.model != DEMO and self.model_is_local else self.model
 
-    @field_validator("model_aliases", "image_plugins", "witnesses", mode="before")
+    @field_validator("model_aliases", "image_plugins", "witnesses", "anomaly_allowed", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -198,6 +300,27 @@ class Settings(BaseSettings):
             raise ValueError(
                 "PERICARP_CLIENT_CA needs PERICARP_TLS_CERTIFICATE, or PERICARP_CLIENT_CERT_HEADER behind a proxy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_a_model_is_trusted_by_is_whole(self) -> Settings:
+        if self.model_seal_fd is not None and self.model_seal_command:
+            raise ValueError("PERICARP_MODEL_SEAL_FD and PERICARP_MODEL_SEAL_COMMAND exclude each other")
+        if self.model_key is None and (
+            self.model_signature or self.model_seal_fd is not None or self.model_seal_command
+        ):
+            raise ValueError("PERICARP_MODEL_SIGNATURE and PERICARP_MODEL_SEAL_… need PERICARP_MODEL_KEY")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_cross_no_network_in_the_clear(self) -> Settings:
+        if not (self.listens_inside or self.tls_certificate or self.trusted_proxies or self.plaintext):
+            raise ValueError(
+                f"PERICARP_HOST is {self.host}, where other hosts may connect, and keys would cross the network in the clear:"
+                " set PERICARP_TLS_CERTIFICATE, or PERICARP_TRUSTED_PROXIES behind a proxy, or PERICARP_PLAINTEXT=true"
+            )
+        if self.tenant_body_bytes < self.body_limit_bytes:
+            raise ValueError("PERICARP_TENANT_BODY_BYTES must be PERICARP_BODY_LIMIT_BYTES at the least")
         return self
 
     @model_validator(mode="after")

@@ -241,7 +241,8 @@ class Vetting:
                 known[key] = found
             else:
                 unread[key] = text
-        read = await self._readers.read(tuple(unread.values()), query=query, lists=lists)
+        metrics.note_kept("text_findings", hits=len(known), misses=len(unread))
+        read = await self._readers.read(tuple(unread.values()), query=query, lists=lists, tenant=tenant)
         for key, found in zip(unread, read, strict=True):
             known[key] = found
             if not found.failed:
@@ -261,11 +262,13 @@ class Vetting:
             found = self._recall.find(tenant, key)
             if isinstance(found, Seen):
                 seen[place] = found
+        metrics.note_kept("image_findings", hits=len(seen), misses=len(items) - len(seen))
         pixels: dict[str, Pixels] = {}
         known = sorted(seen)
         for places, wanted in ((known, NO_LOOKS), ([p for p in range(len(items)) if p not in seen], looks)):
             try:
-                cleaned = await self._screen.clean([items[place].image or b"" for place in places], wanted)
+                images = [items[place].image or b"" for place in places]
+                cleaned = await self._screen.clean(images, wanted, tenant=tenant)
             except ImageRejected as exc:
                 exc.field = items[places[exc.index]].image_where if exc.index is not None else None
                 raise

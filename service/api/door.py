@@ -24,9 +24,12 @@ from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, desc
 from service.watch import metrics
 from service.watch.logs import get_logger, request_of, where_it_broke
 from service.watch.traces import read_trace_id
+from tenants.access import Role
 from tenants.errors import ReceiptPending
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from service.api.dialects import Dialect
@@ -49,6 +52,7 @@ OPEN_PATHS = frozenset(
 OPEN_BODY_BYTES = 64 * 1024
 """Who has shown no key may send no more."""
 
+USER_AGENT_LENGTH = 200
 PLAIN_PATH = re.compile(r"/[a-z0-9/_.-]{0,47}")
 
 log = get_logger(__name__)
@@ -58,12 +62,21 @@ class Door:
     """Lets callers in. Outermost but for Starlette's own last resort."""
 
     def __init__(
-        self, app: ASGIApp, *, identify: Identify, ledger: Ledger, running: Running, body_limit_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        identify: Identify,
+        ledger: Ledger,
+        running: Running,
+        observe: Callable[[Exchange, int], None],
+        body_limit_bytes: int,
     ) -> None:
+        """`observe` is told of every request once it is finished, with its status; it never raises."""
         self.app = app
         self.identify = identify
         self.ledger = ledger
         self.running = running
+        self.observe = observe
         self.body_limit_bytes = body_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +90,7 @@ class Door:
             operation=_operation(scope),
             keyless="authorization" not in headers,
             trace_id=read_trace_id(headers.getlist("traceparent")),
+            user_agent=headers.get("user-agent", "")[:USER_AGENT_LENGTH],
         )
         scope.setdefault("state", {})["exchange"] = exchange
         with request_of(exchange.request_id, exchange.trace_id):
@@ -109,7 +123,15 @@ class Door:
             trouble = await self._record(exchange, exc)
             refusal = refuse(trouble, exchange, dialect_of(scope["path"]))
             await refusal(scope, receive, send_with_id)
-        metrics.REQUESTS.labels(_known_operation(scope), str(status)).inc()
+        self.observe(exchange, status)
+        caller = exchange.caller
+        metrics.note_request(
+            _known_operation(scope),
+            status,
+            exchange.elapsed_ms / 1000,
+            str(caller.tenant) if caller else None,
+            searches=caller is not None and caller.role is Role.SEARCH,
+        )
         log.info(
             "answered a request",
             action="request",
@@ -117,7 +139,7 @@ class Door:
             operation=_known_operation(scope),
             status=status,
             elapsed_ms=round(exchange.elapsed_ms, 1),
-            tenant=str(exchange.caller.tenant) if exchange.caller else None,
+            tenant=str(caller.tenant) if caller else None,
         )
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
@@ -132,19 +154,25 @@ class Door:
             raise _too_large(most_bytes)
         received = 0
 
-        async def receive_capped() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > most_bytes:
-                raise _too_large(most_bytes)
-            return message
+        def receive_capped(count: Callable[[int], None] | None = None) -> Receive:
+            async def receive_next() -> Message:
+                nonlocal received
+                message = await receive()
+                size_bytes = len(message.get("body", b""))
+                received += size_bytes
+                if received > most_bytes:
+                    raise _too_large(most_bytes)
+                if count is not None:
+                    count(size_bytes)
+                return message
+
+            return receive_next
 
         if exchange.caller is None:
-            await self.app(scope, receive_capped, send)
+            await self.app(scope, receive_capped(), send)
             return
-        with self.running.under_way(exchange):
-            await self.app(scope, receive_capped, send)
+        with self.running.under_way(exchange) as count:
+            await self.app(scope, receive_capped(count), send)
 
     async def _record(self, exchange: Exchange, exc: Exception) -> Trouble:
         """What to answer for `exc`; for a known caller only after the log has its entry ("no entry, no answer")."""
@@ -162,7 +190,9 @@ class Door:
             )
         if exchange.caller is None:
             metrics.UNAUTHENTICATED.labels(trouble.code).inc()
-        elif exchange.entry_id is None:
+            return trouble
+        metrics.note_refusal(trouble.code, trouble.reason)
+        if exchange.entry_id is None:
             try:
                 await self.ledger.refuse(exchange, trouble)
             except Exception as failure:  # noqa: BLE001 - whatever kept the entry from being written, it is a 503

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
@@ -16,10 +17,18 @@ from tenants.database import Database
 Result = TypeVar("Result")
 
 
+def read_settings() -> Settings:
+    """From the environment, and from files named like its variables in `CREDENTIALS_DIRECTORY`, where systemd puts secrets.
+
+    What is in both counts as the environment has it (systemd.exec(5), Credentials).
+    """
+    return Settings(_secrets_dir=os.environ.get("CREDENTIALS_DIRECTORY"))
+
+
 @contextmanager
 def installation() -> Iterator[tuple[Settings, Installation]]:
     """The installation that the settings name."""
-    settings = Settings()
+    settings = read_settings()
     with opened(settings) as found:
         yield settings, found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models import JobTooLong, ModelFailed
-from service.errors import BadRequest, BodyTooLarge, DeadlineExceeded, DocumentTooLong
+from service.errors import BadRequest, BodyTooLarge, DeadlineExceeded, DocumentTooLong, Overloaded
 from service.fleet.messages import ScoreReply, TooLong
 from service.fleet.router import Scored, Ticket
 from service.processes.wire import Failure, FrameTooLarge, WireError
@@ -31,6 +31,8 @@ def _error(reply: object) -> Exception:
             return DeadlineExceeded()
         case TooLong(index=index, limit_tokens=limit_tokens):
             return DocumentTooLong(index, limit_tokens)
+        case Failure(code="memory"):
+            return Overloaded("The worker has no memory for this request.", reason="worker_memory")
         case Failure(code="job_too_long", detail=detail):
             return JobTooLong(detail or "The query does not fit into the model's context.")
         case _:  # model_failed, internal, or no sense at all

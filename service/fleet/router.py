@@ -22,6 +22,8 @@ from models import Item, Job, ModelCard, Scores
 from tenants.policy import Isolation
 
 if TYPE_CHECKING:
+    from service.fleet.tally import Tally
+    from service.processes.sandbox import Measure
     from tenants.policy import Policy
 
 
@@ -132,7 +134,7 @@ class Fleet(Protocol):
 
         What it computes is kept under `session` for the next job of that session, until `end_session`. A job
         whose worker dies is scored again in another, once. Cancelling takes it out of the line, or what is left
-        of it out of its worker. Raises Overloaded (no room, or no worker can be started), DeadlineExceeded,
+        of it out of its worker. Raises Overloaded (no room, or no worker can be started), ModelUnavailable, DeadlineExceeded,
         WorkerLost, BodyTooLarge (the decoded job is too large to be sent), BadRequest (it holds text that is no
         text), DocumentTooLong, JobTooLong and ModelFailed.
         """
@@ -165,6 +167,11 @@ class Fleet(Protocol):
         ...
 
     @property
+    def refusal(self) -> str | None:
+        """Why no new worker serves the model: its files are not those that may be served. Holds no path."""
+        ...
+
+    @property
     def card(self) -> ModelCard | None:
         """What the first ready worker said of its model."""
         ...
@@ -175,8 +182,23 @@ class Fleet(Protocol):
         ...
 
     @property
+    def longest_wait_s(self) -> float:
+        """For how long the first of them has waited; 0 where none waits."""
+        ...
+
+    @property
+    def tally(self) -> Tally:
+        """What became of its workers so far, and what they did."""
+        ...
+
+    @property
     def lent(self) -> LentState:
         """What is known of weights that workers share on a GPU."""
+        ...
+
+    @property
+    def sandbox(self) -> tuple[Measure, ...]:
+        """What confines the workers, as one that lives says; empty while none does."""
         ...
 
     def workers(self) -> tuple[WorkerState, ...]:

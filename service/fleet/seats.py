@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from models import Work
 from service.errors import Contained, Overloaded
+from service.fleet.messages import ScoreReply
 from service.fleet.router import Line, Party, TenantState, Ticket, WorkerState
 from service.processes.children import Child
 
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 PACE_WEIGHT = 0.2
 """Of the newest answer, in the average time from one answer of a worker to the next."""
 LONGEST_RETRY_S = 60
+JOBS_AT_ONCE = 16
+"""Jobs at one worker, the rest waits in line: enough to fill its packs and to put the shortest first, few
+enough that a killed worker costs little and that its memory holds them."""
+PIXEL_BYTES_AT_ONCE = 256 * 1024 * 1024
+"""Of all jobs at one worker, unless one alone has more: some 90 of the largest images, seconds of work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class Seat:
     pace_s: float = 0.0
     """Average time from one answer to the next while there was work."""
     compilations: int = 0
+    work: Work = field(default_factory=Work)
     owner: Owner | None = None
     """Whose weights it maps, if it has none of its own."""
 
@@ -123,6 +131,14 @@ class Seat:
         if ticket.asking is not None:
             ticket.asking.cancel()
         return True
+
+    def note(self, reply: object) -> Work:
+        """Remember what it says that it has done; what of that is new. Replies may overtake each other."""
+        if not isinstance(reply, ScoreReply):
+            return Work()
+        self.compilations = max(self.compilations, reply.compilations)
+        before, self.work = self.work, self.work | reply.work
+        return self.work - before
 
     def state(self, now: float) -> WorkerState:
         return WorkerState(
@@ -209,6 +225,10 @@ class Seating:
         for line in self.lines.values():
             line.forget_gone()
         self.lines = {party: line for party, line in self.lines.items() if line}
+
+    def longest_wait_s(self, now: float) -> float:
+        """For how long the first of all that wait has waited; 0 where nobody does."""
+        return now - min(self._since_s().values(), default=now)
 
     def spares(self, *, own_weights: bool = False) -> list[Seat]:
         return [

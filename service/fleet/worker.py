@@ -1,14 +1,15 @@
 """A worker's main: load one model, score a warm-up, say Hello; then begin every job that is read, and answer it.
 
-    python -m service.fleet.worker --fd N --parent PID --model NAME --device D --dtype T --threads N [--uid N]
-        [--shared N | --offer N | --own-weights]
+    python -m service.fleet.worker --fd N --parent PID --model NAME --device D --dtype T --threads N [--memory BYTES]
+        [--uid N] [--shared N | --offer N | --own-weights] [--signer KEY --signature FILE --seal-key N]
 
 A worker serves the tenant, or the group of tenants, that its first `Assign` names, and no other for as long as it
 lives; what it keeps of one tenant's work is of no use to another's. It holds no
 key, no database and no listener; all it reads is pixels and text, all it writes is numbers. The main thread only
 reads: the reranker works on several jobs at a time on threads of its own, and an answer leaves from the thread on
 which its job ended. Where it starts as root it loads as root, for model files may be root's own, and drops that
-before it says Hello.
+before it says Hello. By then it is locked in as well (`processes/lock.py`), and has scored its warm-up once more: what the
+lock does not allow must not first be found out with somebody's job. On a GPU it is only kept off the network.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from models import (
     Job,
     JobExpired,
     JobTooLong,
+    ModelCard,
     ModelError,
     ModelFailed,
+    ModelRefused,
     Pixels,
     Reranker,
     Scores,
@@ -48,8 +51,11 @@ from service.fleet.messages import (
     ScoreRequest,
     TooLong,
 )
+from service.fleet.trusting import REFUSED, add_arguments, read_trust
+from service.processes.lock import lock_in
 from service.processes.parent import BROKEN, Parent, leave, name_process, tell_unforeseen
-from service.processes.sandbox import Confinement, confine
+from service.processes.sandbox import Confinement, Measure, confine, go_first
+from service.processes.seccomp import NAME, filter_network
 from service.processes.wire import Failure, Hello, WireError
 
 OPEN_FILES = 1024
@@ -58,6 +64,7 @@ CANNOT_LOAD = 4
 INTERNAL_FAILURES = 3
 """Unforeseen failures in a row after which a worker gives up: a CUDA error, for one, never heals."""
 
+UNLOCKED = "on a GPU the driver needs more than the table allows"
 UNSOUND = "not one finite score per candidate"
 
 Load = Callable[[argparse.Namespace], Reranker]
@@ -67,7 +74,7 @@ def run(argv: Sequence[str], load_model: Load) -> NoReturn:
     """Be a worker until the parent goes away. `load_model` is the only thing that tests replace."""
     options = _parse(argv)
     parent = Parent(
-        options.fd, options.parent, SCORING, keep=options.offer if options.shared is None else options.shared
+        options.fd, options.parent, SCORING, keep=[options.shared, options.offer, options.seal_key]
     )
     name_process("prc-worker")
     faulthandler.enable()  # frames only, no values
@@ -81,19 +88,26 @@ def run(argv: Sequence[str], load_model: Load) -> NoReturn:
         _warm_up(reranker)
     except ModelError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201
-        leave(CANNOT_LOAD)
+        leave(REFUSED if isinstance(exc, ModelRefused) else CANNOT_LOAD)
     warm_s = time.perf_counter()
     gc.collect()
     gc.freeze()  # the model outlives every job: no collection needs to walk it
-    sandbox = confine(Confinement(uid=options.uid, open_files=OPEN_FILES))
-    parent.follow_to_death()  # a change of user cleared it
-    # Once more as the new user: what a first job would import must not fail for want of permission then.
-    _warm_up(reranker)
+    reranker.rest()  # landlock binds a thread, and those that it starts from then on
+    sandbox = _lock_in(parent, reranker.card, options)
+    try:
+        _warm_up(reranker)
+    except Exception as exc:  # noqa: BLE001 - the interpreter's own end is more than a locked process may do
+        tell_unforeseen(exc)
+        leave(CANNOT_LOAD)
     stages_ms = {"load": (loaded_s - start_s) * 1000, "warm_up": (warm_s - loaded_s) * 1000}
     parent.send(Hello(os.getpid(), reranker.card, sandbox, stages_ms))
     desk = Desk(parent, reranker)
     while True:
-        desk.obey(parent.receive())  # not by a name: a worker at rest keeps nobody's pixels
+        try:
+            desk.obey(parent.receive())  # not by a name: a worker at rest keeps nobody's pixels
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell_unforeseen(exc)
+            leave(BROKEN)
 
 
 class Desk:
@@ -107,6 +121,7 @@ class Desk:
         self._reranker = reranker
         self._assigned: Assign | None = None
         self._warm_compilations = reranker.compilations
+        self._warm_work = reranker.work
         self._failures = 0
         self._counting = threading.Lock()
 
@@ -173,7 +188,8 @@ class Desk:
             case Scores() if _is_sound(request.job, outcome):
                 worker_ms = (time.perf_counter() - start_s) * 1000
                 compilations = self._reranker.compilations - self._warm_compilations
-                return ScoreReply(request.id, outcome, worker_ms, compilations)
+                work = self._reranker.work - self._warm_work
+                return ScoreReply(request.id, outcome, worker_ms, compilations, work)
             case Scores():
                 return Failure(request.id, "model_failed", UNSOUND)
             case JobExpired():
@@ -184,14 +200,25 @@ class Desk:
                 return Failure(request.id, "job_too_long", str(outcome))
             case ModelFailed():
                 return Failure(request.id, "model_failed", str(outcome))
+            case MemoryError():
+                return Failure(request.id, "memory")
             case _:
                 tell_unforeseen(outcome)
                 return Failure(request.id, "internal")
 
 
+def _lock_in(parent: Parent, card: ModelCard, options: argparse.Namespace) -> tuple[Measure, ...]:
+    """Give up all but memory, the socket and stderr; on a GPU, whose driver asks for files, the network alone."""
+    if not card.device.startswith("cuda"):
+        return lock_in(parent, uid=options.uid, data_bytes=options.memory, computes=True)
+    sandbox = (go_first(), *confine(Confinement(uid=options.uid, open_files=OPEN_FILES)))
+    parent.follow_to_death()  # a change of user cleared it
+    return (*sandbox, filter_network(), Measure(NAME, False, UNLOCKED), Measure("data", False, UNLOCKED))
+
+
 def _warm_up(reranker: Reranker) -> None:
     """Score text and a small image, so that Hello means: this worker scores. Raises ModelFailed."""
-    image = Pixels(56, 56, bytes(56 * 56 * 3))
+    image = Pixels(60, 50, bytes(60 * 50 * 3))  # of a size that the model must change
     for job in (
         Job(Item("warm up"), (Item("a text"), Item("another, somewhat longer text"))),
         Job(Item("warm up", image), (Item("a text"), Item(image=image))),
@@ -212,7 +239,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", required=True)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--memory", type=int)
     parser.add_argument("--uid", type=int)
+    add_arguments(parser)
     sharing = parser.add_mutually_exclusive_group()
     sharing.add_argument("--shared", type=int)
     sharing.add_argument("--offer", type=int)
@@ -229,6 +258,7 @@ def _load(options: argparse.Namespace) -> Reranker:
         shared=options.shared,
         offer=options.offer,
         own_weights=options.own_weights,
+        trust=read_trust(options),
     )
 
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ TCP = 0b11
 """To bind and to connect."""
 SCOPES = 0b11
 """Abstract unix sockets, and signals, of processes outside."""
+
+PATIENCE_S = 0.5
 
 PARTS = {"landlock_files": 1, "landlock_tcp": 4, "landlock_signals": 6}
 
@@ -69,11 +72,16 @@ def shut() -> tuple[Measure, ...]:
 
 
 def _count_other_threads() -> int | None:
-    """None where there is no /proc."""
-    try:
-        return len(list(Path("/proc/self/task").iterdir())) - 1
-    except OSError:
-        return None
+    """Those that stay: one that was joined takes a moment to be gone. None where there is no /proc."""
+    end_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            others = len(list(Path("/proc/self/task").iterdir())) - 1
+        except OSError:
+            return None
+        if others == 0 or time.monotonic() > end_s:
+            return others
+        time.sleep(0.001)
 
 
 def _measure(name: str, since: int, abi: int, others: int | None, probe: Callable[[], object]) -> Measure:

@@ -1,8 +1,9 @@
 """What a child gives up before it touches anybody's data, and a report of what truly held.
 
 First layer: resource limits, no new privileges, no core dump and no tracing, and, where the child is root,
-an unprivileged user of its own. A child confines itself once, after it has read what it needs (a model's
-files may belong to root). What children give up beyond that who read what strangers sent is in `lock.py`.
+an unprivileged user of its own; and where the host runs out of memory, children are ended before the gateway and the
+database are. A child confines itself once, after it has read what it needs (a model's files may belong to root). What
+children give up beyond that is in `lock.py`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import os
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 38, 39
+
+OOM_SCORE = 500
+"""Half of all memory is added to what a child takes, where the kernel chooses whom to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class Confinement:
     uid: int | None = None
     open_files: int = 256
     address_space_bytes: int | None = None
+    data_bytes: int | None = None
     cpu_s: int | None = None
 
 
@@ -49,6 +55,8 @@ def confine(confinement: Confinement) -> tuple[Measure, ...]:
     ]
     if confinement.address_space_bytes is not None:
         measures.append(limit("address_space", resource.RLIMIT_AS, confinement.address_space_bytes))
+    if confinement.data_bytes is not None:
+        measures.append(limit("data", resource.RLIMIT_DATA, confinement.data_bytes))
     if confinement.cpu_s is not None:
         measures.append(limit("cpu", resource.RLIMIT_CPU, confinement.cpu_s))
     if confinement.uid is not None:
@@ -69,6 +77,18 @@ def keep_out_of_files() -> tuple[Measure, ...]:
     core = limit("core", resource.RLIMIT_CORE, 0)
     prctl(PR_SET_DUMPABLE, 0)
     return core, Measure("not_dumpable", prctl(PR_GET_DUMPABLE) == 0)
+
+
+def go_first() -> Measure:
+    """Where memory runs out, be ended before whoever has no such mark (proc_pid_oom_score_adj(5)). It opens a file."""
+    path = Path("/proc/self/oom_score_adj")
+    try:
+        if int(path.read_text()) < OOM_SCORE:  # only a privileged process may lower it
+            path.write_text(str(OOM_SCORE))
+        score = int(path.read_text())
+    except OSError as exc:
+        return Measure("oom_first", False, type(exc).__name__)
+    return Measure("oom_first", score >= OOM_SCORE, str(score))
 
 
 def missing(measures: tuple[Measure, ...]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The filter on system calls (seccomp(2), classic BPF) of a child that computes, and speaks on one socket.
+"""Filters on system calls (seccomp(2), classic BPF) of children that compute, and speak on one socket.
 
 Three answers, of which [decision 10](docs/decisions/0010-locked-children.md) gives the reasons:
 
@@ -8,7 +8,9 @@ Three answers, of which [decision 10](docs/decisions/0010-locked-children.md) gi
                than this table)
     the rest   the kernel ends the process: who makes such a call is not our code
 
-The architecture is checked with every call, and x32's numbers are among the rest.
+The architecture is checked with every call, and x32's numbers are among the rest. `rules` are for what reads strangers'
+bytes, `computing_rules` for a model on a CPU, and `offline_rules` for one on a GPU, of whose driver nobody wrote down what
+it calls: there only what is listed is refused, and the rest is allowed.
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ import ctypes
 import errno
 import os
 import signal
+import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.processes.sandbox import Measure
 
-NAME = "seccomp"
+NAME, OFFLINE = "seccomp", "seccomp_offline"
 
 ALLOW, KILL, REFUSE = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
 """SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_ERRNO, whose low 16 bits are the error's number."""
@@ -44,6 +47,10 @@ SET_FILTER, ACTION_AVAILABLE, ALL_THREADS = 1, 2, 1
 
 MAP_KIND, MAP_PRIVATE_ANONYMOUS = 0x23, 0x22
 PROT_EXEC = 4
+PR_SET_NAME = 15
+THREAD, DETACHED = 0x003D_0F00, 0x0040_0000
+"""clone(2)'s flags of a new thread, by which no new process and no namespace comes about; musl adds the second."""
+AF_UNIX = 1
 MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE = 4, 8, 14
 FUTEX_COMMAND, FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET = 0x7F, 0, 1, 9, 10
 WHOLE = 0xFFFF_FFFF
@@ -90,7 +97,7 @@ def rules(connection: int, pid: int) -> tuple[Rule, ...]:
     Beside what decoding, networks and the wire were seen to use, there is what depends on the machine or the moment: a
     clock that is not mapped, a wait that a stop interrupts, a lock that is contended, the words and the end of abort(3).
     """
-    socket = Check(0, WHOLE, (connection,))
+    wire = Check(0, WHOLE, (connection,))
     output = Check(0, WHOLE, (1, 2))
     return (
         Rule(
@@ -99,8 +106,8 @@ def rules(connection: int, pid: int) -> tuple[Rule, ...]:
             checks=(Check(1, FUTEX_COMMAND, (FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET)),),
             otherwise=REFUSE | errno.ENOSYS,
         ),
-        Rule("recvfrom", (45, 207), checks=(socket,)),
-        Rule("sendmsg", (46, 211), checks=(socket,)),
+        Rule("recvfrom", (45, 207), checks=(wire,)),
+        Rule("sendmsg", (46, 211), checks=(wire,)),
         Rule("brk", (12, 214)),
         Rule(
             "mmap",
@@ -161,8 +168,86 @@ def rules(connection: int, pid: int) -> tuple[Rule, ...]:
     )
 
 
-def assemble(rules: Sequence[Rule], machine: Machine) -> bytes:
-    """The program: an array of `struct sock_filter` that gives an answer to every `struct seccomp_data`."""
+def computing_rules(connection: int, pid: int) -> tuple[Rule, ...]:
+    """What a worker may do whose model is on a CPU: as `rules`, and what torch and its threads need.
+
+    oneDNN compiles a kernel for each new shape, so memory may be made executable. Threads of this process may start, and
+    get a stack and a heap. A fault is told on stderr by handlers of signals; a tenant's caches need randomness.
+    """
+    mine = (
+        Rule("mprotect", (10, 226)),
+        Rule("getrandom", (318, 278)),
+        Rule("clone", (56, 220), checks=(Check(0, WHOLE, (THREAD, THREAD | DETACHED)),)),
+        Rule("set_robust_list", (273, 99)),
+        Rule("rseq", (334, 293)),
+        Rule("exit", (60, 93)),
+        Rule("prctl", (157, 167), checks=(Check(0, WHOLE, (PR_SET_NAME,)),), otherwise=REFUSE | errno.EPERM),
+        Rule("rt_sigaction", (13, 134)),
+        Rule("rt_sigreturn", (15, 139)),
+        Rule("clock_nanosleep", (230, 115)),
+        # AMX is asked for once, at the first product that could use it: then the one that needs no leave is taken.
+        Rule("arch_prctl", (158, None), REFUSE | errno.EPERM),
+    )
+    replaced = {rule.name for rule in mine}
+    return (*(rule for rule in rules(connection, pid) if rule.name not in replaced), *mine)
+
+
+def offline_rules(pid: int) -> tuple[Rule, ...]:
+    """What a worker may not do whose model is on a GPU: no network, nobody else's memory or end, no new right.
+
+    Its sockets are unix's alone, and none that it connects. It may still open files and run programs, as its user may:
+    a kernel that is compiled late is compiled by one.
+    """
+    refused = (
+        ("connect", (42, 203)),
+        ("bind", (49, 200)),
+        ("listen", (50, 201)),
+        ("accept", (43, 202)),
+        ("accept4", (288, 242)),
+        ("ptrace", (101, 117)),
+        ("process_vm_readv", (310, 270)),
+        ("process_vm_writev", (311, 271)),
+        ("process_madvise", (440, 440)),
+        ("pidfd_getfd", (438, 438)),
+        ("kcmp", (312, 272)),
+        ("keyctl", (250, 219)),
+        ("add_key", (248, 217)),
+        ("request_key", (249, 218)),
+        ("bpf", (321, 280)),
+        ("perf_event_open", (298, 241)),
+        ("userfaultfd", (323, 282)),
+        ("io_uring_setup", (425, 425)),
+        ("io_uring_enter", (426, 426)),
+        ("io_uring_register", (427, 427)),
+        ("mount", (165, 40)),
+        ("umount2", (166, 39)),
+        ("pivot_root", (155, 41)),
+        ("chroot", (161, 51)),
+        ("open_tree", (428, 428)),
+        ("move_mount", (429, 429)),
+        ("fsopen", (430, 430)),
+        ("unshare", (272, 97)),
+        ("setns", (308, 268)),
+        ("open_by_handle_at", (304, 265)),
+        ("tkill", (200, 130)),
+        ("rt_sigqueueinfo", (129, 138)),
+        ("rt_tgsigqueueinfo", (297, 240)),
+        ("pidfd_send_signal", (424, 424)),
+    )
+    local, itself = Check(0, WHOLE, (AF_UNIX,)), Check(0, WHOLE, (pid,))
+    return (
+        Rule("kill", (62, 129), checks=(itself,), otherwise=REFUSE | errno.EPERM),
+        Rule("tgkill", (234, 131), checks=(itself,), otherwise=REFUSE | errno.EPERM),
+        Rule("socket", (41, 198), checks=(local,), otherwise=REFUSE | errno.EACCES),
+        *(Rule(name, numbers, REFUSE | errno.EPERM) for name, numbers in refused),
+    )
+
+
+def assemble(rules: Sequence[Rule], machine: Machine, *, rest: int = KILL) -> bytes:
+    """The program: an array of `struct sock_filter` that gives an answer to every `struct seccomp_data`.
+
+    `rest` is the answer to what no rule names, of calls that this table is old enough to know.
+    """
     program = [
         (LOAD, 0, 0, ARCHITECTURE),
         (EQUAL, 1, 0, machine.architecture),
@@ -178,7 +263,7 @@ def assemble(rules: Sequence[Rule], machine: Machine) -> bytes:
         if number is not None:
             body = _answer(rule)
             program += [(EQUAL, 0, len(body), number), *body]
-    program.append((RETURN, 0, 0, KILL))
+    program.append((RETURN, 0, 0, rest))
     return b"".join(INSTRUCTION.pack(*instruction) for instruction in program)
 
 
@@ -193,31 +278,49 @@ def _answer(rule: Rule) -> list[tuple[int, int, int, int]]:
     return [*body, (RETURN, 0, 0, rule.then)]
 
 
-def filter_calls(connection: int) -> Measure:
-    """Bind every thread of this process, for good, to `rules`. Never raises: whether it holds is in the report.
+def filter_calls(rules: Sequence[Rule]) -> Measure:
+    """Bind every thread of this process, and those that they start, for good, to `rules`; the rest ends the process.
 
-    It needs no new privileges, or root. No thread can be started any more.
+    Never raises: whether it holds is in the report. It needs no new privileges, or root.
     """
-    name = os.uname().machine
-    machine = MACHINES.get(name)
+    return _bind(NAME, rules, KILL, _look_up)
+
+
+def filter_network() -> Measure:
+    """Bind every thread of this process in the same way to `offline_rules`; the rest is allowed."""
+    return _bind(OFFLINE, offline_rules(os.getpid()), ALLOW, _open_socket)
+
+
+def _bind(name: str, rules: Sequence[Rule], rest: int, probe: Callable[[], object]) -> Measure:
+    """Have the kernel take the program, and try what it must refuse."""
+    here = os.uname().machine
+    machine = MACHINES.get(here)
     if sys.platform != "linux" or machine is None or sys.maxsize < 2**32 or sys.byteorder != "little":
-        return Measure(NAME, False, f"no table for {sys.platform} on {name}")
+        return Measure(name, False, f"no table for {sys.platform} on {here}")
     libc = ctypes.CDLL(None, use_errno=True)
     kill = ctypes.c_uint32(KILL)
     if libc.syscall(machine.seccomp, ACTION_AVAILABLE, 0, ctypes.byref(kill)) != 0:
-        return Measure(NAME, False, os.strerror(ctypes.get_errno()))
-    program = assemble(rules(connection, os.getpid()), machine)
+        return Measure(name, False, os.strerror(ctypes.get_errno()))
+    program = assemble(rules, machine, rest=rest)
     instructions = ctypes.create_string_buffer(program, len(program))
     header = _Program(len(program) // INSTRUCTION.size, ctypes.addressof(instructions))
     result = libc.syscall(machine.seccomp, SET_FILTER, ALL_THREADS, ctypes.byref(header))
     if result != 0:
         why = os.strerror(ctypes.get_errno()) if result < 0 else "a thread has a filter of its own"
-        return Measure(NAME, False, why)
+        return Measure(name, False, why)
     try:
-        Path("/").stat()
+        probe()
     except PermissionError:
-        return Measure(NAME, True, name)
-    return Measure(NAME, False, "a call that the filter refuses was answered")
+        return Measure(name, True, here)
+    return Measure(name, False, "a call that the filter refuses was answered")
+
+
+def _look_up() -> None:
+    Path("/").stat()
+
+
+def _open_socket() -> None:
+    socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()
 
 
 class _Program(ctypes.Structure):

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import astuple
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from models import Pixels
 from service.errors import ImageRejected, ScreeningLost
-from service.processes.children import Child, ChildLost, Launch, bare_environ
+from service.processes.children import Cause, Child, ChildLost, Launch, bare_environ
 from service.processes.sandbox import Measure
 from service.processes.wire import Detector
 from service.screening import (
@@ -45,6 +46,7 @@ from service.screening.messages import (
 from service.screening.resize import MAX_CLEAN_PIXELS
 from service.screening.signals import RISK_DETECTORS, Findings, ImageText, Looks
 from service.screening.slot import Slot
+from service.screening.turns import Turns
 
 RECYCLE_IMAGES = 512
 LARGE_BYTES, KEPT_BYTES = 8 * 1024 * 1024, 64 * 1024 * 1024
@@ -57,7 +59,6 @@ NO_LOOKS = Looks()
 SIGNATURES: dict[ImageFormat, bytes] = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
 
 Result = TypeVar("Result")
-
 
 Trust = Callable[[Slot, object], Result | None]
 """A child's reply as the gateway believes it, or nothing."""
@@ -107,7 +108,9 @@ class Screen:
             told=told,
         )
         self._slots = [Slot() for _ in range(children)]
-        self._idle: asyncio.Queue[Slot] = asyncio.Queue()
+        self.losses: Counter[str] = Counter()
+        """Children that died or were killed, by cause; those that were replaced in good health are not among them."""
+        self._idle: Turns[Slot] = Turns()
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._open = False
@@ -120,9 +123,9 @@ class Screen:
     async def start(self) -> None:
         """Start every child. Raises ScreeningLost where none comes up."""
         self._open = True
-        self._idle = asyncio.Queue()
+        self._idle = Turns()
         for slot in self._slots:
-            self._idle.put_nowait(slot)
+            self._idle.give(slot)
         await asyncio.gather(*(self._child_of(slot) for slot in self._slots), return_exceptions=True)
         if not self.ready:
             await self.close()
@@ -136,7 +139,7 @@ class Screen:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(slot.stop() for slot in self._slots))
-        self._idle.put_nowait(Slot())  # wakes whoever waits for a slot
+        self._idle.give(Slot())  # wakes whoever waits for a slot
 
     @property
     def detectors(self) -> tuple[Detector, ...]:
@@ -154,8 +157,12 @@ class Screen:
                 return slot.child.hello.sandbox
         return ()
 
-    async def clean(self, images: Sequence[bytes], looks: Looks = NO_LOOKS) -> list[Cleaned]:
+    async def clean(
+        self, images: Sequence[bytes], looks: Looks = NO_LOOKS, *, tenant: str = ""
+    ) -> list[Cleaned]:
         """The images as pixels, in their order, with what `looks` asks for; the same bytes are decoded once.
+
+        Tenants take turns, one image each.
 
         Raises ImageRejected for the first image (in their order) that is refused, its `index` set, and
         ScreeningLost. Cancelling is safe: a child at work finishes what it holds before it takes another.
@@ -170,22 +177,23 @@ class Screen:
         takers = min(len(self._slots), len(places))
         async with asyncio.TaskGroup() as group:
             for _ in range(takers):
-                group.create_task(self._take(left, looks, places, results, failures))
+                group.create_task(self._take(tenant, left, looks, places, results, failures))
         if failures:
             raise failures[min(failures)]
         return [results[image] for image in images]
 
-    async def reencode(self, image: bytes, form: ImageFormat | None = None) -> Reencoded:
+    async def reencode(self, image: bytes, form: ImageFormat | None = None, *, tenant: str = "") -> Reencoded:
         """The image as a new file of its pixels alone, of `form` or of the format that it had.
 
         Raises ImageRejected, ScreeningLost. Cancelling is safe, as with `clean`.
         """
         check_bytes(len(image), self.limits)
         request = EncodeRequest(next(self._ids), image, form or "")
-        return await self._in_child(request, partial(self._trust_file, form=form))
+        return await self._in_child(tenant, request, partial(self._trust_file, form=form))
 
     async def _take(
         self,
+        tenant: str,
         left: Iterator[bytes],
         looks: Looks,
         places: dict[bytes, list[int]],
@@ -202,7 +210,8 @@ class Screen:
             try:
                 check_bytes(len(image), self.limits)
                 request = CleanRequest(next(self._ids), image, looks)
-                results[image] = await self._in_child(request, partial(self._trust_pixels, looks=looks))
+                trust = partial(self._trust_pixels, looks=looks)
+                results[image] = await self._in_child(tenant, request, trust)
             except ImageRejected as exc:
                 exc.index = index
                 failures[index] = exc
@@ -211,11 +220,13 @@ class Screen:
             if failures:
                 return
 
-    async def _in_child(self, request: CleanRequest | EncodeRequest, trust: Trust[Result]) -> Result:
+    async def _in_child(
+        self, tenant: str, request: CleanRequest | EncodeRequest, trust: Trust[Result]
+    ) -> Result:
         """One image in the next child that is free."""
-        slot = await self._idle.get()
+        slot = await self._idle.take(tenant)
         if not self._open:
-            self._idle.put_nowait(slot)  # wakes the next one who waits, to the same end
+            self._idle.give(slot)  # wakes the next one who waits, to the same end
             raise ScreeningLost
         # A task of its own: if the caller goes away, the slot is free again only when its child is.
         task = self._spawn(self._in_slot(slot, request, trust))
@@ -235,7 +246,7 @@ class Screen:
         finally:
             slot.images += 1
             if slot.alive and slot.images < RECYCLE_IMAGES:
-                self._idle.put_nowait(slot)
+                self._idle.give(slot)
             elif self._open:
                 self._spawn(self._replace(slot))
 
@@ -248,7 +259,7 @@ class Screen:
             async with asyncio.timeout(self.timeout_s):
                 reply = await child.ask(request)
         except TimeoutError:
-            child.kill("took too long over an image")
+            child.kill("took too long over an image", Cause.OVERDUE)
             raise reject(
                 "timeout",
                 f"The image took more than {self.timeout_s:g} s. Scale it down or save it again.",
@@ -259,11 +270,11 @@ class Screen:
             raise _crashed() from None
         if isinstance(reply, Rejected) and reply.reason in REASONS:
             if reply.spent:
-                child.kill("its decoder choked on an image")
+                child.kill("its decoder choked on an image", Cause.DECODER)
             raise reject(reply.reason, reply.detail[:DETAIL_CHARACTERS], reply.limit)
         trusted = trust(slot, reply)
         if trusted is None:  # a child that says what it should not is not asked again
-            child.kill("gave a reply that makes no sense")
+            child.kill("gave a reply that makes no sense", Cause.PROTOCOL)
             raise _crashed()
         return trusted
 
@@ -326,12 +337,14 @@ class Screen:
             if slot.child is not None and slot.child.alive:
                 return slot.child
             child = await slot.start(self._launch)
-            child.lost.add_done_callback(lambda _: self._notice_loss(slot))
+            child.lost.add_done_callback(lambda _: self._notice_loss(slot, child))
             return child
 
-    def _notice_loss(self, slot: Slot) -> None:
+    def _notice_loss(self, slot: Slot, child: Child) -> None:
         """A child that dies idle is replaced before anybody needs it."""
         if self._open:
+            if child.cause is not None and child.cause is not Cause.STOPPED:
+                self.losses[child.cause] += 1
             self._spawn(self._heal(slot))
 
     async def _replace(self, slot: Slot) -> None:
@@ -341,7 +354,7 @@ class Screen:
                 await slot.stop()
             await self._heal(slot)
         finally:
-            self._idle.put_nowait(slot)
+            self._idle.give(slot)
 
     async def _heal(self, slot: Slot) -> None:
         """Start a child where one was lost. One that does not start is tried again with the next image."""

@@ -10,17 +10,21 @@ import asyncio
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from service.errors import ScreeningLost
-from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
+from service.processes.children import Cause, Child, ChildLost, Launch, bare_environ, start_child
 from service.processes.sandbox import Measure
 from service.processes.wire import Detector
 from service.screening.diary import Diary
 from service.screening.reading import MOST_CHARACTERS, VOCABULARY, OwnList, ReadReply, ReadRequest
 from service.screening.signals import Findings
+from service.screening.turns import Turns
 
 START_S = 30.0
+OURS = ""
+"""Waits for a turn as tenants do, to start a child."""
 RULE = re.compile(r"[a-z0-9_.-]{0,64}")
 
 
@@ -40,7 +44,10 @@ class Readers:
         )
         self._diary = Diary("texts")
         self._child: Child | None = None
-        self._turn = asyncio.Lock()
+        self.losses: Counter[str] = Counter()
+        """Children that died or were killed, by cause."""
+        self._turns: Turns[None] = Turns()
+        self._turns.give(None)
         self._ids = itertools.count(1)
         self._healing: asyncio.Task[None] | None = None
         self._open = False
@@ -62,7 +69,7 @@ class Readers:
     async def start(self) -> None:
         """Start the child. Raises ScreeningLost where it does not come up."""
         self._open = True
-        async with self._turn:
+        async with self._turns.turn(OURS):
             await self._living()
 
     async def close(self) -> None:
@@ -74,12 +81,20 @@ class Readers:
             await self._child.stop()
 
     async def read(
-        self, texts: Sequence[str], *, query: str | None = None, lists: tuple[OwnList, ...] = ()
+        self,
+        texts: Sequence[str],
+        *,
+        query: str | None = None,
+        lists: tuple[OwnList, ...] = (),
+        tenant: str = "",
     ) -> tuple[Findings, ...]:
-        """One `Findings` for each text, in order. Raises ScreeningLost where no child can be had."""
+        """One `Findings` for each text, in order; tenants take turns, some texts each.
+
+        Raises ScreeningLost where no child can be had.
+        """
         found: list[Findings] = []
         for batch in _batches(texts):
-            async with self._turn:
+            async with self._turns.turn(tenant):
                 found += await self._ask(batch, query, lists)
         return tuple(found)
 
@@ -93,7 +108,7 @@ class Readers:
             async with asyncio.timeout(self._timeout_s):
                 reply = await child.ask(ReadRequest(next(self._ids), texts, query, lists))
         except TimeoutError:
-            child.kill("took too long over a text")
+            child.kill("took too long over a text", Cause.OVERDUE)
             return unread
         except ChildLost:
             if not self._open:
@@ -105,7 +120,7 @@ class Readers:
             and all(_may_stand(findings, names) for findings in reply.findings)
         ):
             return reply.findings
-        child.kill("gave a reply that makes no sense")
+        child.kill("gave a reply that makes no sense", Cause.PROTOCOL)
         return unread
 
     async def _living(self) -> Child:
@@ -121,17 +136,20 @@ class Readers:
         except ChildLost as exc:
             raise ScreeningLost("The text screening does not start.") from exc
         self._diary.tell_confinement(self._child)
-        self._child.lost.add_done_callback(lambda _: self._notice_loss())
-        return self._child
+        child = self._child
+        child.lost.add_done_callback(lambda _: self._notice_loss(child))
+        return child
 
-    def _notice_loss(self) -> None:
+    def _notice_loss(self, child: Child) -> None:
         """A child that dies idle is replaced before anybody needs it."""
         if self._open:
+            if child.cause is not None and child.cause is not Cause.STOPPED:
+                self.losses[child.cause] += 1
             self._healing = asyncio.get_running_loop().create_task(self._heal())
 
     async def _heal(self) -> None:
         try:
-            async with self._turn:
+            async with self._turns.turn(OURS):
                 await self._living()
         except ScreeningLost:
             return  # tried again with the next text

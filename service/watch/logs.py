@@ -31,6 +31,11 @@ ACTIONS = frozenset(
         "service_start",
         "service_ready",
         "service_stop",
+        "metrics_ready",
+        "metrics_failed",
+        "plaintext",
+        "certificate_read",
+        "certificate_failed",
         "request",
         "request_failed",
         "entry_failed",
@@ -68,6 +73,13 @@ ACTIONS = frozenset(
         "unforeseen",
         "log_dropped",
         "log_unwritable",
+        "alert",
+        "alert_failed",
+        "alert_sent",
+        "observation_failed",
+        "key_suspended",
+        "key_resumed",
+        "suspension_withheld",
     }
 )
 

@@ -36,6 +36,8 @@ def test_health_and_readiness_need_no_key(service: Service) -> None:
         "open_nsfw",
         "lexicon",
     }
+    model = told.pop("model")
+    assert (model["id"], model["manifest"]) == ("pericarp-demo", None)
     assert told == {
         "status": "ready",
         "checks": {"worker": True, "screening": True, "database": True, "log": True},

@@ -41,6 +41,7 @@ async def test_a_worker_killed_in_a_request_is_replaced_and_the_request_answered
         assert scored.retried
         assert scored.worker != killed
         assert scored.scores.margins == (1.0, 3.0, 2.0)
+        assert fleet.tally.ends == {"died": 1}
 
 
 async def test_a_request_that_loses_two_workers_is_given_up_and_the_next_one_answered() -> None:
@@ -95,7 +96,20 @@ async def test_a_stopped_worker_is_noticed_by_its_silence_and_replaced() -> None
         os.kill(stopped, signal.SIGSTOP)
         scored = await asked
         assert scored.retried and scored.worker != stopped
+        assert fleet.tally.ends == {"silent": 1}
         await until(lambda: not Path(f"/proc/{stopped}").exists())
+
+
+async def test_a_worker_stuck_in_a_computation_is_killed_and_its_next_job_answered() -> None:
+    async with running(spare_workers=1, silence_s=2.0) as fleet:
+        await fleet.score(ACME, job(), deadline_s=20)
+        asked = asyncio.create_task(fleet.score(ACME, job("stuck"), deadline_s=60))
+        await until(lambda: busy(fleet))
+        stuck = busy(fleet)
+        with pytest.raises(WorkerLost):
+            await asked
+        assert not Path(f"/proc/{stuck}").exists()
+        assert (await fleet.score(ACME, job(), deadline_s=20)).worker != stuck
 
 
 async def test_an_idle_worker_or_spare_that_dies_is_replaced_before_it_is_needed() -> None:
@@ -116,6 +130,7 @@ async def test_a_worker_that_hangs_long_past_its_deadline_is_killed() -> None:
         assert hung
         scored = await fleet.score(ACME, job("sleep 1.5"), deadline_s=20)
         assert scored.worker != hung and scored.retried, "it was killed with the one that it had beside"
+        assert fleet.tally.ends == {"overdue": 1}
 
 
 async def test_a_worker_that_hangs_is_noticed_though_every_caller_hangs_up_long_before() -> None:

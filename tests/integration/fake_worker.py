@@ -4,6 +4,7 @@ The query's text is a command, `NAME ARGUMENT`; anything else scores candidates 
 
     sleep SECONDS    until then, until it is cancelled, or until its deadline
     hang SECONDS     deaf to all of that
+    stuck            in a computation that lets no other thread of the process run
     meet NUMBER      until so many jobs are here at once, with the same command
     running          scores: how many jobs are here now, this one included
     session          scores: how many sessions of this tenant are kept; `reused_images`: how many jobs its session had before
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -37,6 +39,7 @@ from models import (
     ModelNotFound,
     Reranker,
     Scores,
+    Work,
 )
 from service.fleet.worker import run
 
@@ -58,6 +61,7 @@ class Puppet:
 
     def __init__(self) -> None:
         self.compilations = 0
+        self.work = Work()
         self._running: dict[int, Running] = {}
         self._sessions: Counter[tuple[str, str]] = Counter()
         self._met: set[str] = set()
@@ -114,6 +118,9 @@ class Puppet:
             for key in [key for key in self._sessions if key[0] == tenant]:
                 del self._sessions[key]
 
+    def rest(self) -> None:
+        """It has no threads but those of its jobs."""
+
     def _obey(self, running: Running) -> Scores:
         job = running.job
         command, _, argument = (job.query.text or "").partition(" ")
@@ -124,6 +131,8 @@ class Puppet:
                 raise JobExpired
         elif command == "hang":
             time.sleep(float(argument))
+        elif command == "stuck":
+            re.fullmatch("(a+)+", "a" * 64 + "b")
         elif command == "meet":
             self._meet(running, int(argument))
         elif command == "running":
@@ -135,6 +144,8 @@ class Puppet:
             os._exit(1)
         elif command == "compile":
             self.compilations += 1
+        elif command == "work":
+            self.work += Work(*range(1, 10))
         elif command == "too-long":
             raise JobTooLong("the query has 101 tokens, more than 100")
         elif command == "whole" and not job.truncate:

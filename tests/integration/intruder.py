@@ -1,4 +1,5 @@
 """A screening child whose decoder was taken over: the real main and the real lock, and an act for images of a certain width.
+`worker_intruder.py` does the same acts in a worker.
 
 An image `FIRST_WIDTH + n` pixels wide makes it do the n-th of `ACTS`. What comes back, if anything does, are pixels of one
 value: the error's number that the kernel answered, or 0 where the act was done.
@@ -113,18 +114,23 @@ ACTS: dict[str, Callable[[], object]] = {
 }
 
 
+def attempt(name: str) -> int:
+    """Do it; the number of the error, or 0 where it was done."""
+    try:
+        ACTS[name]()
+    except OSError as exc:
+        return exc.errno or 255
+    except ImportError:
+        return 254
+    return 0
+
+
 def intrude(data: bytes, limits: ImageLimits) -> Cleaned:
     cleaned = clean_image(data, limits)
     place = cleaned.width - FIRST_WIDTH
     if not 0 <= place < len(ACTS):
         return cleaned
-    number = 0
-    try:
-        [*ACTS.values()][place]()
-    except OSError as exc:
-        number = exc.errno or 255
-    except ImportError:
-        number = 254
+    number = attempt([*ACTS][place])
     width, height = cleaned.pixels.width, cleaned.pixels.height
     return replace(cleaned, pixels=Pixels(width, height, bytes([number]) * (width * height * 3)))
 

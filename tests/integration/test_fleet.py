@@ -18,6 +18,7 @@ from service.fleet.local import LocalFleet
 from service.fleet.router import Party
 from service.fleet.starts import KEPT_BYTES
 from tests.integration.fleet_conformance import ACME, BETA, POOL, FleetConformance, job, until
+from tests.integration.test_lock import LOCK
 
 FAKE = "tests.integration.fake_worker"
 
@@ -227,6 +228,9 @@ async def test_the_embedded_model_scores_in_a_confined_worker() -> None:
         assert len(scored.scores.margins) == 3
         assert scored.scores.image_tokens > 0
         assert fleet.card is not None and fleet.card.name == DEMO
+        assert [
+            measure for measure in fleet.sandbox if not measure.held and measure.name in LOCK | {"data"}
+        ] == []
         if os.geteuid() == 0:
             threads = list(Path(f"/proc/{scored.worker}/task").iterdir())
             assert len(threads) > 2, "those that compute are among them"
@@ -234,6 +238,7 @@ async def test_the_embedded_model_scores_in_a_confined_worker() -> None:
                 status = (thread / "status").read_text()
                 assert "\nUid:\t6" in status
                 assert "\nNoNewPrivs:\t1" in status
+                assert "\nSeccomp:\t2" in status
                 assert "\nCapEff:\t0000000000000000" in status
 
 

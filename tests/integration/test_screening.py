@@ -207,7 +207,7 @@ async def test_the_largest_images_fit_into_the_child(screen: Screen, form: str) 
 
 async def test_a_child_killed_at_work_refuses_its_image_and_is_replaced(screen: Screen) -> None:
     work = asyncio.create_task(screen.clean([SLOW]))
-    await until(lambda: screen._idle.qsize() == 1)
+    await until(lambda: len(screen._idle) == 1)
     await asyncio.sleep(0.1)
     (busy,) = [child for child in children(screen) if child._waiting]
     os.kill(busy.pid, signal.SIGKILL)
@@ -215,8 +215,9 @@ async def test_a_child_killed_at_work_refuses_its_image_and_is_replaced(screen: 
         await work
     assert (caught.value.reason, caught.value.index) == ("crashed", 0)
     assert len(await screen.clean([JPEG, PNG, WEBP])) == 3
-    await until(lambda: screen._idle.qsize() == 2)
+    await until(lambda: len(screen._idle) == 2)
     assert busy.pid not in {child.pid for child in children(screen)}
+    assert screen.losses == {"died": 1}
 
 
 async def test_a_hung_child_is_a_timeout_and_is_replaced() -> None:
@@ -230,6 +231,7 @@ async def test_a_hung_child_is_a_timeout_and_is_replaced() -> None:
         assert time.perf_counter() - start < 3.0
         assert len(await screen.clean([JPEG])) == 1
         assert children(screen)[0].pid != hung.pid
+        assert screen.losses == {"overdue": 1}
     finally:
         await screen.close()
 
@@ -251,8 +253,9 @@ async def test_a_child_on_which_the_decoder_choked_is_replaced_and_one_that_only
     await refusal(screen, PNG[:-5])
     assert {child.pid for child in children(screen)} == before
     await refusal(screen, images.draw_png(10, 10, 8, 2, bytes(5)))
-    await until(lambda: screen._idle.qsize() == 2)
+    await until(lambda: len(screen._idle) == 2)
     assert len({child.pid for child in children(screen)} & before) == 1
+    assert screen.losses == {"decoder": 1}
 
 
 async def test_a_child_retires_after_its_share_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +268,7 @@ async def test_a_child_retires_after_its_share_of_images(monkeypatch: pytest.Mon
             await screen.clean([JPEG])
             pids |= {child.pid for child in children(screen)}
         assert 3 <= len(pids) <= 4
+        assert not screen.losses, "they were well"
     finally:
         await screen.close()
 
@@ -304,7 +308,7 @@ async def test_a_caller_who_leaves_keeps_no_slot(screen: Screen) -> None:
         for end in await asyncio.gather(*leaving, return_exceptions=True)
     )
     assert len(await screen.clean([JPEG, WEBP])) == 2
-    await until(lambda: screen._idle.qsize() == 2)
+    await until(lambda: len(screen._idle) == 2)
 
 
 async def test_one_image_need_not_wait_for_a_thousand(screen: Screen) -> None:
@@ -314,6 +318,16 @@ async def test_one_image_need_not_wait_for_a_thousand(screen: Screen) -> None:
     await screen.clean([JPEG])
     assert not flood.done()
     assert len(await flood) == 200
+
+
+async def test_a_tenant_with_a_hundred_requests_does_not_shut_out_another(screen: Screen) -> None:
+    many = [images.encode(images.photo(300, 200, seed=seed), "PNG") for seed in range(60)]
+    flood = [asyncio.create_task(screen.clean([image], tenant="noisy")) for image in many]
+    await asyncio.sleep(0.02)
+    await screen.clean([JPEG], tenant="quiet")
+    done = sum(task.done() for task in flood)
+    await asyncio.gather(*flood)
+    assert done < 10, "it waited for those under way, and for one more for each place"
 
 
 async def test_closing_ends_who_waits() -> None:

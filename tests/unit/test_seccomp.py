@@ -19,7 +19,10 @@ from service.processes.seccomp import (
     NEWEST,
     REFUSE,
     Machine,
+    Rule,
     assemble,
+    computing_rules,
+    offline_rules,
     rules,
 )
 
@@ -30,6 +33,9 @@ HEADERS = {
     "aarch64": Path("/usr/include/asm-generic/unistd.h"),
 }
 RULES = {rule.name: rule for rule in rules(WIRE, PID)}
+COMPUTING = {rule.name: rule for rule in computing_rules(WIRE, PID)}
+OFFLINE = {rule.name: rule for rule in offline_rules(PID)}
+THREAD = 0x3D0F00
 
 
 @pytest.fixture(params=sorted(MACHINES))
@@ -42,12 +48,19 @@ def machine(name: str) -> Machine:
     return MACHINES[name]
 
 
-def judge(machine: Machine, number: int, *arguments: int, architecture: int | None = None) -> int:
+def judge(
+    machine: Machine,
+    number: int,
+    *arguments: int,
+    architecture: int | None = None,
+    table: dict[str, Rule] = RULES,
+    rest: int = KILL,
+) -> int:
     """What the program answers to one call: bpf(4)'s rules for the few instructions that it has."""
     where = machine.architecture if architecture is None else architecture
     padded = [argument & 0xFFFF_FFFF_FFFF_FFFF for argument in (*arguments, *(0,) * (6 - len(arguments)))]
     data = struct.pack("<iIQ6Q", number if number < 2**31 else number - 2**32, where, 0, *padded)
-    program = list(INSTRUCTION.iter_unpack(assemble(rules(WIRE, PID), machine)))
+    program = list(INSTRUCTION.iter_unpack(assemble(tuple(table.values()), machine, rest=rest)))
     at = accumulator = 0
     while True:
         code, jump_true, jump_false, value = program[at]
@@ -107,10 +120,52 @@ def test_calls_are_judged_by_their_arguments(
     assert judge(machine, number, *arguments) == answer
 
 
+@pytest.mark.parametrize(
+    ("call", "arguments", "answer"),
+    [
+        ("mprotect", (0, 4096, mmap.PROT_READ | mmap.PROT_EXEC), ALLOW),
+        ("mmap", (0, 4096, mmap.PROT_READ | mmap.PROT_EXEC, ANONYMOUS, -1), KILL),
+        ("clone", (THREAD,), ALLOW),
+        ("clone", (THREAD | 0x400000,), ALLOW),
+        ("clone", (signal.SIGCHLD,), KILL),
+        ("clone", (THREAD | 0x2000_0000,), KILL),  # and a new namespace of pids
+        ("prctl", (15, 0), ALLOW),
+        ("prctl", (4, 1), REFUSE | errno.EPERM),
+        ("getrandom", (0, 8, 0), ALLOW),
+        ("sendmsg", (WIRE + 1,), KILL),
+        ("openat", (-100,), REFUSE | errno.EACCES),
+        ("clone3", (0, 0), REFUSE | errno.ENOSYS),
+    ],
+)
+def test_calls_of_a_worker_are_judged_by_their_arguments(
+    machine: Machine, call: str, arguments: tuple[int, ...], answer: int
+) -> None:
+    number = COMPUTING[call].numbers[machine.place]
+    assert number is not None
+    assert judge(machine, number, *arguments, table=COMPUTING) == answer
+
+
+def test_on_a_gpu_what_is_listed_is_refused_and_the_rest_allowed(machine: Machine) -> None:
+    def answer(call: str, *arguments: int) -> int:
+        number = OFFLINE[call].numbers[machine.place]
+        assert number is not None
+        return judge(machine, number, *arguments, table=OFFLINE, rest=ALLOW)
+
+    assert answer("socket", 1, 1) == ALLOW
+    assert {answer("socket", family, 1) for family in (0, 2, 10, 16, 17, 40)} == {REFUSE | errno.EACCES}
+    assert (answer("kill", PID), answer("kill", PID + 1)) == (ALLOW, REFUSE | errno.EPERM)
+    for call in OFFLINE.keys() - {"socket", "kill", "tgkill"}:
+        assert answer(call, PID) == REFUSE | errno.EPERM
+    known = {rule.numbers[machine.place] for rule in OFFLINE.values()}
+    for number in set(range(NEWEST + 1)) - known:
+        assert judge(machine, number, table=OFFLINE, rest=ALLOW) == ALLOW
+
+
 def test_what_stands_in_no_table_ends_the_process(machine: Machine) -> None:
-    known = {rule.numbers[machine.place] for rule in RULES.values()}
-    for number in range(NEWEST + 1):
-        assert (judge(machine, number) == KILL) or number in known
+    for table in (RULES, COMPUTING):
+        known = {rule.numbers[machine.place] for rule in table.values()}
+        for number in range(NEWEST + 1):
+            assert (judge(machine, number, table=table) == KILL) or number in known
     assert judge(machine, NEWEST + 1) == REFUSE | errno.ENOSYS
     assert judge(machine, 0x4000_0000 - 1) == REFUSE | errno.ENOSYS
 
@@ -135,6 +190,6 @@ def test_numbers_are_those_of_the_kernels_headers(name: str, machine: Machine) -
         pytest.skip("no kernel headers here")
     stated = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)$", HEADERS[name].read_text(), re.MULTILINE)
     numbers = {call: int(number) for call, number in stated}
-    for rule in RULES.values():
+    for rule in (*RULES.values(), *COMPUTING.values(), *OFFLINE.values()):
         call = "fstatat" if (rule.name, name) == ("newfstatat", "aarch64") else rule.name
         assert rule.numbers[machine.place] == numbers.get(call), rule.name
