@@ -124,7 +124,10 @@ def test_a_secret_of_somebody_else_is_found(home: Path) -> None:
 
 def test_a_home_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with sight(tmp_path / "none", port=0) as nowhere:
-        results = {result.name: result for result in make(CHECKS, nowhere)}
+        chosen = [
+            check for check in CHECKS if check.name != "alerts"
+        ]  # it asks a command, which takes seconds
+        results = {result.name: result for result in make(chosen, nowhere)}
     assert not (tmp_path / "none").exists()
     unseen = {"home", "secrets", "log files", "database files", "service", "role", "log tree", "backups"}
     assert {results[name].state for name in unseen} == {State.UNKNOWN}
