@@ -12,10 +12,11 @@ RUN .venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-h
  && .venv/bin/pip install --no-cache-dir --disable-pip-version-check ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH"
 COPY alembic.ini LICENSE ./
 COPY migrations migrations
+COPY cobblestone cobblestone
 COPY tenants tenants
 COPY models models
 COPY service service
-RUN .venv/bin/python -m compileall -q service tenants models migrations
+RUN .venv/bin/python -m compileall -q service tenants models cobblestone migrations
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/pericarp --shell /usr/sbin/nologin pericarp \

@@ -11,7 +11,7 @@ LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --gene
           --no-emit-package torch --no-emit-package av
 
 .DEFAULT_GOAL := help
-.PHONY: help run install install-dev test campaign check format lock bench bench-peers clean
+.PHONY: help run install install-dev test campaign check check-deploy format lock bench bench-peers clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,11 @@ check: install-dev ## Format, lint, types, import contract, file sizes
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python tests/file_sizes.py
+
+check-deploy: ## Rules, their cases and the sample of Alertmanager, by promtool and amtool (Debian: prometheus, prometheus-alertmanager)
+	@promtool check rules deploy/prometheus/pericarp.rules.yml
+	@promtool test rules deploy/prometheus/pericarp.rules.test.yml
+	@amtool check-config deploy/alertmanager/alertmanager.yml
 
 format: install-dev ## Format and mend what can be mended
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

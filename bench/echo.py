@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from models import Done, Job, ModelCard, Reranker, Scores
+from models import Done, Job, ModelCard, Reranker, Scores, Work
 from service.fleet.local import LocalFleet
 from service.fleet.worker import run as run_worker
 from service.installation import bring_up_to_date, opened
@@ -23,6 +23,7 @@ class Echo:
 
     card = ModelCard("echo", "sha256:0", 0, "none", "cpu", "none", 8192)
     compilations = 0
+    work = Work()
 
     def score(self, job: Job) -> Scores:
         margins = tuple(len(item.text or "") / 1000 for item in job.candidates)

@@ -56,7 +56,7 @@ VOCABULARY = Vocabulary(*COMMON, Ask, OnWire, InMemory)
 
 def be_child(arguments: list[str]) -> None:
     descriptor, parent_pid, shared = (int(argument) for argument in arguments)
-    parent = Parent(descriptor, parent_pid, VOCABULARY, keep=shared)
+    parent = Parent(descriptor, parent_pid, VOCABULARY, keep=[shared])
     region = open_region(shared)
     images = {side: Pixels(side, side, os.urandom(side * side * 3)) for side in SIDES}
 

@@ -61,7 +61,7 @@ class Stock:
             directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True
         ).eval()  # type: ignore[no-untyped-call]
         vision = model.config.vision_config
-        preparer = ImagePreparer(
+        preparer = ImagePreparer.load(
             directory,
             patch=vision.patch_size,
             merge=vision.spatial_merge_size,

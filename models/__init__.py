@@ -13,6 +13,8 @@ A `Reranker` turns a job into `Scores`, one per candidate, in the order of the c
     models/images.py    pixels -> the vision tower's patches, by the reference's two resizes
     models/qwen.py      the reranker that is made of these
     models/weights.py   safetensors only: where a model's files are, what they are, their digest
+    models/folder.py    what may lie in a model's folder, each byte checked as it is read; headers.py: strictly
+    models/manifest.py  which files a model has and who signed that; sealed_memory.py: what nobody changes any more
     models/tensors.py   a checkpoint's tensors, mapped, and the dtype to compute in
     models/loading.py   weights mapped, not copied; sealing.py: one sealed copy for all workers of a host
     models/lending.py   one copy on a GPU, which its owner lends to workers; cuda_memory.py: the calls that takes
@@ -25,7 +27,8 @@ A `Reranker` turns a job into `Scores`, one per candidate, in the order of the c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add, sub
 from typing import Protocol
 
 
@@ -39,6 +42,10 @@ class ModelNotFound(ModelError):
 
 class ModelFailed(ModelError):
     """The model gave no usable score."""
+
+
+class ModelRefused(ModelError):
+    """The model's files are not those that may be served: unsigned, changed, or not safe to read."""
 
 
 class JobTooLong(ModelError):
@@ -123,6 +130,36 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a reranker has done so far. Every number only grows.
+
+    Of its `packs` (forward passes): the tokens in them and those that there was room for. Of the jobs that it
+    finished: distinct images whose features were at hand or had to be seen; and, of jobs that name a session, prefixes and
+    candidates that the session had kept or that had to be read.
+    """
+
+    packs: int = 0
+    packed_tokens: int = 0
+    room_tokens: int = 0
+    images_kept: int = 0
+    images_seen: int = 0
+    prefixes_kept: int = 0
+    prefixes_read: int = 0
+    candidates_kept: int = 0
+    candidates_read: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*map(add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(*map(sub, astuple(self), astuple(other)))
+
+    def __or__(self, other: Work) -> Work:
+        """The later of two states of one reranker."""
+        return Work(*map(max, astuple(self), astuple(other)))
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a loaded model says of itself.
 
@@ -143,6 +180,10 @@ class ModelCard:
     """Tokens of a prompt besides those of its texts and images, the default instruction included, at most."""
     weights: str = "own"
     unlent: str | None = None
+    manifest: str = ""
+    """The root digest of the manifest that was signed, SHA-256 in hex; none where no signature was asked for."""
+    revision: str = ""
+    """As the manifest says, or the hub's commit; may be unknown."""
 
 
 Done = Callable[[Scores | Exception], None]
@@ -159,6 +200,9 @@ class Reranker(Protocol):
     def compilations(self) -> int:
         """How often kernels were compiled for a shape so far; it stays where it is once warm. 0 on a CPU."""
         ...
+
+    @property
+    def work(self) -> Work: ...
 
     def score(self, job: Job) -> Scores:
         """Score every candidate of `job`, and wait for it.
@@ -204,6 +248,20 @@ class Reranker(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whose models are loaded, and how sealed ones are opened. A sealed model needs both keys."""
+
+    signer: bytes = b""
+    """Public key, PEM or DER; none: models need no signature."""
+    signature: str = ""
+    """Where the signed manifest is; none: `model.sig` in the model's folder."""
+    seal_key: bytes = field(default=b"", repr=False)
+    """32 bytes; none: no model is opened that is sealed."""
+
+
+ANYONE = Trust()
+"""Any model that is safe to read."""
 DEMO = "pericarp-demo"
 """The embedded model's name; any other name is a checkpoint directory or a hub name."""
 
@@ -217,13 +275,15 @@ def load(
     shared: int | None = None,
     offer: int | None = None,
     own_weights: bool = False,
+    trust: Trust = ANYONE,
 ) -> Reranker:
     """Load a Qwen2.5-VL checkpoint: `pericarp-demo`, a directory, or a hub name.
 
     `dtype="auto"` is bf16 on a GPU and on a CPU that need not emulate it, else fp32. `shared` is the descriptor of a
     memory that holds one copy of the weights for several processes on a CPU (`models.sealing`), `offer` of one that
     tells of a copy on a GPU (`models.lending`); a worker that cannot borrow it has a copy of its own, and its card says
-    why. With `own_weights` they are copied into this process's own memory. Raises `ModelNotFound` or `ModelFailed`.
+    why. With `own_weights` they are copied into this process's own memory. `trust` says who must have signed it. Raises
+    `ModelNotFound`, `ModelRefused` or `ModelFailed`.
     """
     from models.qwen import QwenReranker  # torch is imported here and nowhere above
 
@@ -235,4 +295,5 @@ def load(
         shared=shared,
         offer=offer,
         own_weights=own_weights,
+        trust=trust,
     )

@@ -26,7 +26,7 @@ from typing import NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from models import Done, Job, JobExpired, Pixels, Scores
+from models import Done, Job, JobExpired, Pixels, Scores, Work
 from models.memory import FeatureCache, Hasher, Pins, PrefixMemory, Store
 from models.packing import Grid, Pack, Share, pack
 from models.prompt import Sheet
@@ -96,6 +96,12 @@ class Engine:
         self._idle = 0
         self._resting = False
         self._threads: list[threading.Thread] = []
+        self._work_done = Work()
+
+    @property
+    def work(self) -> Work:
+        with self._changed:
+            return self._work_done
 
     def begin(
         self,
@@ -186,6 +192,8 @@ class Engine:
                 run.tasks -= 1
                 run.stages_ms[task.stage] += elapsed_ms
                 outcome = failure or _apply(run, results[place])
+                if isinstance(outcome, Scores):
+                    self._work_done += run.reuse
                 if outcome is not None and not run.ended:
                     self._runs.pop(run.ticket, None)
                     run.ended = True
@@ -223,12 +231,17 @@ class Engine:
             elif (share := run.take_share(self._limits.pack_tokens, first=True)) is not None:
                 others = [other for other in order[place + 1 :] if other.store is run.store]
                 shared = [(run, share), *self._join(share.tokens, others, now)]
+                self._count_pack(sum(each.tokens for _, each in shared))
                 task = _Task("forward", tuple(run for run, _ in shared), partial(self._read, shared))
             if task is not None:
                 for each in task.runs:
                     each.tasks += 1
                 return task
         return None
+
+    def _count_pack(self, tokens: int) -> None:
+        room = max(tokens, self._limits.pack_tokens)  # one candidate may be more than fits
+        self._work_done += Work(packs=1, packed_tokens=tokens, room_tokens=room)
 
     def _order(self, now: float) -> list[Run]:
         def rank(run: Run) -> tuple[bool, float]:

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from models import ModelFailed, Pixels, weights
+from models import ModelFailed, Pixels
 from models.packing import Grid
 
 MIN_PIXELS = 4 * 28 * 28
@@ -70,8 +72,15 @@ class ImagePreparer:
     A checkpoint may declare fewer pixels than the reference's 1,003,520 (a small model does), not more.
     """
 
-    def __init__(self, directory: Path, *, patch: int, merge: int, temporal_patch: int) -> None:
-        declared = weights.read_json(directory, "preprocessor_config.json")
+    @classmethod
+    def load(cls, directory: Path, *, patch: int, merge: int, temporal_patch: int) -> ImagePreparer:
+        """As `preprocessor_config.json` of a checkpoint directory says, if there is one."""
+        file = directory / "preprocessor_config.json"
+        declared = json.loads(file.read_bytes()) if file.is_file() else {}
+        return cls(declared, patch=patch, merge=merge, temporal_patch=temporal_patch)
+
+    def __init__(self, declared: Mapping[str, Any], *, patch: int, merge: int, temporal_patch: int) -> None:
+        """`declared` is a checkpoint's preprocessor_config.json."""
         most = declared.get("max_pixels") or (declared.get("size") or {}).get("longest_edge")
         self._patch, self._merge, self._frames = patch, merge, temporal_patch
         self._token = patch * merge  # px

@@ -25,10 +25,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from models import ModelFailed, sealing
+from models import ModelFailed
 from models.cuda_memory import HANDLE_BYTES, PAGE_BYTES, CudaError, CudaRuntime
+from models.sealed_memory import is_sealed, seal
 from models.tensors import map_tensors
-from models.weights import Checkpoint, files
+from models.weights import Checkpoint
 
 ALIGNMENT_BYTES = 256
 """Where cudaMalloc's own addresses begin."""
@@ -68,7 +69,7 @@ def lend(checkpoint: Checkpoint, dtype: torch.dtype, cuda: CudaRuntime) -> LentW
     Raises `NotShareable`; `ModelFailed` where they cannot be read, or find no room.
     """
     try:
-        tensors = map_tensors(files(checkpoint.directory))
+        tensors = map_tensors(checkpoint.weights())
     except (OSError, ValueError, SafetensorError) as exc:
         raise ModelFailed(f"the weights of model {checkpoint.name!r} cannot be read") from exc
     return LentWeights(tensors, dtype, checkpoint.weight_hashes, cuda)
@@ -115,7 +116,7 @@ class LentWeights:
         rest = memoryview(self._offer.to_json())
         while rest:
             rest = rest[os.write(descriptor, rest) :]
-        sealing.seal(descriptor)
+        seal(descriptor)
 
     def intact(self) -> bool:
         """Whether the memory is as it was written. Whatever was changed goes unseen with a chance of 2^-33 at most."""
@@ -194,7 +195,7 @@ class Offer:
     @classmethod
     def read(cls, descriptor: int) -> Offer:
         """The offer in the sealed memory behind `descriptor`. Raises `ModelFailed` where it holds none."""
-        if not sealing.is_sealed(descriptor):
+        if not is_sealed(descriptor):
             raise ModelFailed("the weights that are lent are not sealed")
         try:
             told = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))

@@ -71,7 +71,7 @@ def load_model(
 
 def _read_config(checkpoint: weights.Checkpoint) -> Any:
     try:
-        config: Any = Qwen2_5_VLConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+        config: Any = Qwen2_5_VLConfig.from_dict(checkpoint.json("config.json"))
     except Exception as exc:  # transformers' strict dataclasses raise errors of their own
         raise ModelNotFound(
             f"the config.json of model {checkpoint.name!r} is not a Qwen2.5-VL configuration"
@@ -90,7 +90,7 @@ def _open(
     own: bool,
 ) -> dict[str, Tensor]:
     """The checkpoint's tensors as they are to be mapped, by the names of its files."""
-    tensors = map_tensors(weights.files(checkpoint.directory))
+    tensors = map_tensors(checkpoint.weights())
     if own and device.type == "cpu":
         # One after the other, so that no more than one is held twice.
         return {name: tensors.pop(name).to(dtype, copy=True) for name in list(tensors)}

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from models import (
+    ANYONE,
     Done,
     Job,
     ModelCard,
     ModelFailed,
     Pixels,
     Scores,
+    Trust,
+    Work,
     attention,
     flex,
     loading,
@@ -102,12 +105,13 @@ class QwenReranker:
         offer: int | None = None,
         own_weights: bool = False,
         cuda: CudaRuntime | None = None,
+        trust: Trust = ANYONE,
     ) -> QwenReranker:
         """Load `pericarp-demo`, a checkpoint directory or a hub name.
 
         `threads` (1) work on a CPU, each on a pack of its own; a GPU has one. `dtype` is "auto", "bf16" or "fp32".
-        `attention_form` defaults to the cascade on a CPU and to flex on a GPU. `shared`, `offer` and `own_weights` are
-        as in `models.load`; `cuda` is how an offer is taken up, by default the runtime that torch has loaded. Sets
+        `attention_form` defaults to the cascade on a CPU and to flex on a GPU. `shared`, `offer`, `own_weights` and
+        `trust` are as in `models.load`; `cuda` is how an offer is taken up, by default the runtime that torch has loaded. Sets
         torch's own threads to one, for the whole process. Raises `ModelNotFound`, or `ModelFailed` where the files
         do not make a whole model.
         """
@@ -127,18 +131,18 @@ class QwenReranker:
                 memory = BorrowedWeights(offer, cuda or open_gpu(device)[1])
             except (CudaError, NotShareable) as exc:
                 unlent = str(exc)
-        checkpoint = weights.find(name, known={} if memory is None else memory.hashes())
+        checkpoint = weights.find(name, known={} if memory is None else memory.hashes(), trust=trust)
         model = loading.load_model(
             checkpoint, torch.device(device), DTYPES[dtype], shared=memory, own=own_weights
         )
         text: Any = model.config.text_config
         vision: Any = model.config.vision_config
-        prompt = Prompt.load(checkpoint.directory)
+        prompt = Prompt(checkpoint.contents["tokenizer.json"])
         image_pad = prompt.controls["<|image_pad|>"]
         if prompt.vocabulary > text.vocab_size or model.config.image_token_id != image_pad:
             raise ModelFailed(f"the tokenizer of model {name!r} is not the one of its weights")
         preparer = ImagePreparer(
-            checkpoint.directory,
+            checkpoint.json("preprocessor_config.json"),
             patch=vision.patch_size,
             merge=vision.spatial_merge_size,
             temporal_patch=vision.temporal_patch_size,
@@ -155,6 +159,8 @@ class QwenReranker:
             template_tokens=prompt.template_tokens,
             weights=_holding(memory, on_cpu=on_cpu),
             unlent=unlent,
+            manifest=checkpoint.manifest,
+            revision=checkpoint.revision,
         )
         limits = Limits(
             threads=(threads or 1) if on_cpu else 1,
@@ -178,6 +184,10 @@ class QwenReranker:
     @property
     def compilations(self) -> int:
         return flex.compilations()
+
+    @property
+    def work(self) -> Work:
+        return self._engine.work
 
     def score(self, job: Job) -> Scores:
         answer: list[Scores | Exception] = []

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from models import Done, Job, ModelFailed, Pixels, Scores
+from models import Done, Job, ModelFailed, Pixels, Scores, Work
 from models.memory import FeatureCache, Hasher, Key, Pins, PrefixMemory, Store
 from models.packing import Segment, Share, plan
 from models.prompt import Sheet
@@ -88,6 +88,8 @@ class Run:
     _margin_keys: list[Key] = field(default_factory=list)
     _margins: dict[int, float] = field(default_factory=dict)
     _computed_tokens: int = 0
+    _kept: Work = field(default_factory=Work)
+    """What its session had kept."""
 
     def __post_init__(self) -> None:
         self.left_tokens = sum(len(item.text or "") // 4 for item in self.job.candidates)
@@ -203,6 +205,12 @@ class Run:
             stages_ms=dict(self.stages_ms),
         )
 
+    @property
+    def reuse(self) -> Work:
+        """What was at hand for it, and what was not, once it is written."""
+        images = Work(images_kept=self._reused_images, images_seen=self._images_wanted - self._reused_images)
+        return self._kept + images
+
     def _look_up_pins(self, script: Script, pins: Pins, hasher: Hasher) -> None:
         self._prefix_key = script.key(hasher, script.sheet.prefix)
         self.prefix = pins.prefixes.get(self._prefix_key)
@@ -211,6 +219,13 @@ class Run:
             self._margin_keys.append(script.key(hasher, segment, self._prefix_key))
             if (margin := pins.margins.get(self._margin_keys[index])) is not None:
                 self._margins[index] = margin
+        kept, found = len(self._margins), int(self.prefix is not None)
+        self._kept = Work(
+            prefixes_kept=found,
+            prefixes_read=1 - found,
+            candidates_kept=kept,
+            candidates_read=len(script.sheet.candidates) - kept,
+        )
 
     def _look_up_images(
         self, script: Script, segments: Sequence[Segment], cache: FeatureCache, threads: int

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models import ModelFailed
+from models.sealed_memory import is_sealed, seal
 
 ALIGNMENT_BYTES = 64
 """A cache line, and the widest vector register."""
@@ -111,17 +112,3 @@ class SealedWeights:
             written = os.pwrite(self._descriptor, rest, place)
             rest, place = rest[written:], place + written
         return place
-
-
-def seal(descriptor: int) -> None:
-    """Let nobody change the memory behind `descriptor` any more. Raises `OSError`."""
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _seals())
-
-
-def is_sealed(descriptor: int) -> bool:
-    return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _seals() == _seals()
-
-
-def _seals() -> int:
-    """No writing (nor a shared mapping to write through), growing, shrinking, or taking back of seals. Linux only."""
-    return fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL

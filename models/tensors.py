@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models import ModelFailed
+from models.headers import LENGTH_BYTES, check_header, header_size
 
 FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 """What x86 and ARM call the instructions without which bf16 would be emulated on a CPU, and slow."""
@@ -28,10 +30,15 @@ def native_dtype(device: torch.device) -> Literal["bf16", "fp32"]:
 def map_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
     """Every tensor of `files`, as a view of a private mapping of its file: nothing is read yet.
 
-    Raises `OSError` or safetensors' own error where a file cannot be read, `ModelFailed` where two hold one tensor.
+    Raises `OSError` or safetensors' own error where a file cannot be read, `HeaderInvalid` where its header is odd,
+    `ModelFailed` where two hold one tensor.
     """
     tensors: dict[str, Tensor] = {}
     for file in files:
+        with file.open("rb") as raw:
+            head = raw.read(LENGTH_BYTES)
+            head += raw.read(header_size(head) - LENGTH_BYTES)
+            check_header(head, raw.seek(0, io.SEEK_END))
         with safe_open(file, framework="pt", device="cpu", backend="mmap") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a mapping
                 if name in tensors:

@@ -12,10 +12,30 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from service.cli import erase, health, inquiry, keys, live, log, tenants, thresholds, tokens, witness
+from cobblestone import NotAuthentic
+from models import ModelError
+from service.backup import BackupError
+from service.cli import (
+    alerts,
+    backup,
+    doctor,
+    erase,
+    health,
+    incidents,
+    inquiry,
+    keys,
+    live,
+    log,
+    models,
+    tenants,
+    thresholds,
+    tokens,
+    witness,
+)
 from service.cli.opening import installation
 from service.errors import ServiceError
 from service.installation import bring_up_to_date
+from service.processes.sandbox import keep_out_of_files
 from tenants.embedded import EmbeddedError
 from tenants.errors import TenancyError
 
@@ -35,10 +55,15 @@ log.app.command("query")(inquiry.query)
 app.add_typer(log.app, name="audit")
 log.app.command("erase")(erase.erase)
 app.add_typer(witness.app, name="witness")
+app.add_typer(models.app, name="model")
+app.add_typer(incidents.app, name="incident")
+app.add_typer(alerts.app, name="alert")
 app.command("health")(health.health)
+app.add_typer(backup.app, name="backup")
 app.command("usage")(live.show_usage)
 app.command("contain")(live.contain)
 app.command("release")(live.release)
+app.command("doctor")(doctor.doctor)
 
 
 @app.command()
@@ -68,6 +93,7 @@ def migrate() -> None:
 
 def main() -> None:
     """Run a command; what is wrong with settings, tenants or the database ends it with one sentence."""
+    keep_out_of_files()
     try:
         app()
     except ValidationError as exc:
@@ -75,7 +101,7 @@ def main() -> None:
             name = "PERICARP_" + "_".join(map(str, error["loc"])).upper() if error["loc"] else "settings"
             typer.echo(f"{name}: {error['msg']}", err=True)
         sys.exit(2)
-    except (TenancyError, ServiceError, EmbeddedError) as exc:
+    except (TenancyError, ServiceError, EmbeddedError, ModelError, NotAuthentic, BackupError) as exc:
         typer.echo(f"{type(exc).__name__}: {exc}", err=True)
         sys.exit(1)
 

@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 
 from service import __version__
+from service.alerting import build_alerting
 from service.api.addresses import Proxies
 from service.api.admin.router import build_admin_router
 from service.api.auditing import build_auditing_router
@@ -26,6 +27,7 @@ from service.api.identify import Identify
 from service.api.images import build_images_router
 from service.api.inquiry.router import build_inquiry_router
 from service.api.leaks import build_leaks_router
+from service.api.metrics import MetricsPort, build_metrics_router
 from service.api.moderations import build_moderations_router
 from service.api.ranking import build_ranking_router
 from service.api.search import build_router
@@ -36,11 +38,25 @@ from service.bindings import Bindings
 from service.clean import CleanImage
 from service.containment import Enforcement
 from service.cosigning import Cosigning
+from service.custody import read_trust
 from service.desk import build_desk
 from service.errors import BadRequest, MethodNotAllowed, NotFound
+from service.exposition import Exposition
 from service.fleet.local import LocalFleet
 from service.fleet.router import Party
-from service.housekeeping import ENFORCE_EVERY_S, REPORT_EVERY_S, TIDY_EVERY_S, repeat, tidy
+from service.housekeeping import (
+    ENFORCE_EVERY_S,
+    FORGET_EVERY_S,
+    REAP_EVERY_S,
+    REPORT_EVERY_S,
+    SWEEP_EVERY_S,
+    TIDY_EVERY_S,
+    beat,
+    forget,
+    reap,
+    repeat,
+    tidy,
+)
 from service.key_sets import KeySets
 from service.known_witnesses import read_witnesses
 from service.leaks import Leaks
@@ -49,6 +65,7 @@ from service.moderation import Moderation
 from service.refusals import Refusals
 from service.rerank import Rerank
 from service.screening import ImageLimits
+from service.screening.diary import hear
 from service.screening.fetch import Fetcher, Network
 from service.screening.messages import Equipment
 from service.screening.pool import Screen
@@ -58,16 +75,15 @@ from service.screening.signals import Findings
 from service.sequencing import Sequencing
 from service.upkeep import Upkeep
 from service.vetting import Seen, Vetting
-from service.watch.logs import get_logger, where_it_broke
+from service.watch.metrics import name_tenants
 from tenants.access import Access
 from tenants.certificates import Certificates
 from tenants.changes import Changes
 from tenants.database import Database
-from tenants.errors import DatabaseUnavailable, InvalidIdentities
+from tenants.errors import InvalidIdentities
 from tenants.evidence import Evidence
 from tenants.identities import Identities, read_identities
 from tenants.kept import KEPT_S
-from tenants.quotas import Quotas
 from tenants.tokens import Tokens
 from tenants.uses import Uses
 
@@ -77,14 +93,6 @@ if TYPE_CHECKING:
     from service.fleet.router import Fleet
     from service.installation import Installation
     from service.settings import Settings
-
-
-REAP_EVERY_S = 10.0
-FORGET_EVERY_S = 3600.0
-SWEEP_EVERY_S = 5.0
-"""How long workers may keep what belongs to a session that expired, or that another gateway closed."""
-
-log = get_logger(__name__)
 
 
 def create_app(
@@ -103,6 +111,7 @@ def create_app(
     desk = build_desk(database, installation)
     audit, quotas, sessions = desk.audit, desk.quotas, desk.sessions
     running = Running(most_requests=settings.tenant_requests, most_body_bytes=settings.tenant_body_bytes)
+    alerting = build_alerting(settings, desk)
     access = Access(database, pepper=installation.pepper, kept_s=KEPT_S)
     uses = Uses(database)
     refusals = Refusals(audit)
@@ -131,6 +140,7 @@ def create_app(
         evidence=evidence,
         sequencing=sequencing,
         cosigning=cosigning,
+        alerting=alerting,
         key_sets=KeySets(identities.issuers, tokens) if identities.issuers else None,
     )
     identify = Identify(
@@ -168,9 +178,9 @@ def create_app(
             heads=str(settings.image_heads.resolve()) if settings.image_heads else None,
             plugins=settings.image_plugins,
         ),
-        told=_hear,
+        told=hear,
     )
-    readers = Readers(timeout_s=settings.screening_s, told=_hear)
+    readers = Readers(timeout_s=settings.screening_s, told=hear)
     network = network or Network()
     fetch = Fetcher(
         image_bytes=settings.image_limit_bytes,
@@ -194,6 +204,7 @@ def create_app(
         weights_check_s=settings.weights_check_s,
         keep_warm=keep_warm,
         offline=settings.model_is_local,
+        trust=read_trust(settings),
     )
     bindings = Bindings(sessions=sessions, fleet=serving)
     vetting = Vetting(screen=screen, readers=readers, recall=recall, fleet=serving)
@@ -215,7 +226,14 @@ def create_app(
         fleet=serving,
         running=running,
     )
+    exposition = Exposition(fleet=serving, screen=screen, readers=readers, sequencing=sequencing)
+    metrics_port = MetricsPort(exposition, host=settings.metrics_host, port=settings.metrics_port)
+    name_tenants(settings.metrics_tenants)
     chores = (
+        (quotas.beat_s, partial(beat, quotas)),
+        (REAP_EVERY_S, partial(reap, quotas)),
+        (SWEEP_EVERY_S, bindings.sweep),
+        (FORGET_EVERY_S, partial(forget, quotas)),
         (ENFORCE_EVERY_S, enforcement.enforce),
         (REPORT_EVERY_S, enforcement.report),
         (
@@ -232,15 +250,13 @@ def create_app(
             await quotas.extend_lease()
             await asyncio.gather(screen.start(), readers.start())
             await serving.start()
-            beating = asyncio.create_task(_beat(quotas), name="beating")
-            forgetting = asyncio.create_task(_forget(quotas), name="forgetting")
-            reaper = asyncio.create_task(_reap(quotas), name="reaper")
-            sweeper = asyncio.create_task(_sweep(bindings), name="sweeper")
+            await metrics_port.start()
             doing = [asyncio.create_task(repeat(every_s, work)) for every_s, work in chores]
             yield
-            for task in (beating, forgetting, reaper, sweeper, *doing):
+            for task in doing:
                 task.cancel()
         finally:
+            await metrics_port.close()
             await serving.close()
             await asyncio.gather(screen.close(), readers.close())
             network.close()
@@ -260,6 +276,7 @@ def create_app(
                 identify=identify,
                 ledger=ledger,
                 running=running,
+                observe=alerting.observe,
                 body_limit_bytes=settings.body_limit_bytes,
             ),
         ],
@@ -285,6 +302,8 @@ def create_app(
             model=settings.model_name,
         )
     )
+    if settings.metrics_port is None:
+        app.include_router(build_metrics_router(exposition=exposition))
     app.include_router(
         build_sessions_router(
             ledger=ledger, sessions=sessions, bindings=bindings, deadline_s=settings.deadline_s
@@ -293,7 +312,7 @@ def create_app(
     moderation = Moderation(ledger=ledger, vetting=vetting, fetch=fetch, deadline_s=settings.deadline_s)
     app.include_router(build_moderations_router(moderation=moderation, deadline_s=settings.deadline_s))
     app.include_router(build_usage_router(quotas=quotas))
-    app.include_router(build_auditing_router(proofs=desk.proofs))
+    app.include_router(build_auditing_router(proofs=desk.proofs, backups=desk.backups))
     app.include_router(
         build_leaks_router(
             leaks=Leaks(database=database, keys=desk.directory.keys, audit=audit, refusals=refusals),
@@ -310,66 +329,6 @@ def create_app(
     app.state.fleet = serving
     app.state.enforcement = enforcement
     return app
-
-
-def _hear(line: str) -> None:
-    """What a screening child says on its stderr; it never holds bytes of an image."""
-    log.warning("A screening child says something.", action="child_says", line=line)
-
-
-async def _beat(quotas: Quotas) -> None:
-    """Say that this gateway lives, for as long as it does: its slots are its own until it stops saying so."""
-    while True:
-        await asyncio.sleep(quotas.beat_s)
-        try:
-            lived = await quotas.extend_lease()
-        except DatabaseUnavailable:
-            continue  # nor can anybody else take the slots meanwhile
-        if not lived:
-            log.warning(
-                "the lease ran out; what ran under it may be counted as orphaned", action="lease_lost"
-            )
-
-
-async def _forget(quotas: Quotas) -> None:
-    """Delete usage that is older than its tenant keeps it."""
-    while True:
-        await asyncio.sleep(FORGET_EVERY_S)
-        try:
-            forgotten = await quotas.forget_usage()
-        except DatabaseUnavailable:
-            continue
-        if forgotten:
-            log.info("deleted old usage", action="usage_forgotten", count=forgotten)
-
-
-async def _reap(quotas: Quotas) -> None:
-    """Close what dead gateways left held, for as long as this one lives."""
-    while True:
-        await asyncio.sleep(REAP_EVERY_S)
-        try:
-            closed = await quotas.reap()
-        except DatabaseUnavailable:
-            continue  # nothing is lost: what is orphaned stays until somebody can close it
-        if closed:
-            log.warning("closed orphaned holds", action="hold_orphaned", count=closed)
-
-
-async def _sweep(bindings: Bindings) -> None:
-    """End sessions whose time is over, for as long as this gateway lives: nothing may stop it from wiping."""
-    while True:
-        await asyncio.sleep(SWEEP_EVERY_S)
-        try:
-            await bindings.sweep()
-        except DatabaseUnavailable:
-            continue  # what expired is wiped already; the log is told later
-        except Exception as exc:  # noqa: BLE001 - a bug in one sweep must not be the last of all sweeps
-            log.error(
-                "sessions could not be swept",
-                action="sweep_failed",
-                error=type(exc).__name__,
-                where=where_it_broke(exc),
-            )
 
 
 async def _translate(_request: Request, exc: Exception) -> Response:

@@ -18,6 +18,7 @@ from service.errors import ClientClosed, Contained, Overloaded
 if TYPE_CHECKING:
     from service.screened import Screened
     from tenants.access import Caller
+    from tenants.audit import Entry
     from tenants.limits import Standing
 
 
@@ -84,6 +85,8 @@ class Exchange:
     operation: str
     keyless: bool = False
     """Whether it came without any credential."""
+    trace_id: str = ""
+    """Of the trace that it belongs to, 32 hexadecimal digits (W3C Trace Context): the caller's, or a new one."""
     end_user: str = ""
     """For whom a search backend asks, where it says so; a name of its own making."""
     named_model: str | None = None
@@ -97,6 +100,11 @@ class Exchange:
     """What was decided about its texts and images, once they were screened."""
     entry_id: str | None = None
     """The id of this request's entry in the log, once there is one."""
+    entry: Entry | None = None
+    """What the log was told of it last."""
+    query: str | None = None
+    """The text that was asked, once its decision was written."""
+    user_agent: str = ""
     halted: bool = False
     """Set by `halt`: nothing more is done for this request."""
     connection: asyncio.Timeout | None = None

@@ -33,9 +33,8 @@ class CleanImage:
         removed = {"removed": list(cleaned.metadata), "trailing_bytes": cleaned.trailing_bytes}
         with exchange.stage("settle"):
             await asyncio.shield(self.ledger.settle_unranked(exchange, held.hold, held.ask, removed))
-        for stage, elapsed_ms in exchange.stages_ms.items():
-            metrics.STAGE_SECONDS.labels(stage).observe(elapsed_ms / 1000)
-        metrics.IMAGES.inc()
+        metrics.note_stages(exchange.stages_ms)
+        metrics.note_images(str(exchange.known_caller.tenant), 1)
         return cleaned
 
     async def _clean(self, ask: Ask, form: ImageFormat | None, tenant: str) -> Reencoded:

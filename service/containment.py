@@ -66,6 +66,28 @@ class Switch:
             deed.details = {"key": key_id, "reason": reason}
             return await self._lifecycle.release_key(tenant, key_id)
 
+    async def suspend_key(self, tenant: TenantId, key_id: str, *, lasts_s: float, rule: str) -> Key | None:
+        """Stop one search key and its requests for `lasts_s` seconds, as a rule of alerts says. Raises `KeyNotFound`.
+
+        None, and there is no entry, where it is contained by somebody, revoked, or no search key. Again, its end moves.
+        """
+        async with self._deeds.deed(Actor(GATEWAY), "key_suspend", tenant=tenant) as deed:
+            key = await self._lifecycle.suspend_key(tenant, key_id, lasts_s=lasts_s)
+            deed.happened = key is not None
+            deed.details = {"key": key_id, "rule": rule, "lasts_s": round(lasts_s)}
+        return key
+
+    async def resume_due(self) -> int:
+        """Let in again the keys whose suspension is over; how many."""
+        resumed = 0
+        for tenant, key_id in await self._lifecycle.list_due_releases():
+            async with self._deeds.deed(Actor(GATEWAY), "key_resume", tenant=tenant) as deed:
+                key = await self._lifecycle.resume_key(tenant, key_id)
+                deed.happened = key is not None
+                deed.details = {"key": key_id}
+            resumed += key is not None
+        return resumed
+
 
 class Enforcement:
     """Stops here what must not run, and tells of the workers here. One for each gateway, in its event loop."""

@@ -12,7 +12,9 @@ from service.deeds import Deeds
 from service.erasing import Erasing
 from service.inquiry import Inquiry
 from service.present_use import PresentUse
+from service.silencing import Silencing
 from tenants.audit import Audit
+from tenants.backups import Backups
 from tenants.canaries import Canaries
 from tenants.cosignatures import Cosignatures
 from tenants.denials import Denials
@@ -29,7 +31,9 @@ from tenants.search import Search
 from tenants.searches import Searches
 from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Sessions
+from tenants.silences import Silences
 from tenants.thresholds import Thresholds
+from tenants.told_alerts import ToldAlerts
 
 if TYPE_CHECKING:
     from service.installation import Installation
@@ -62,6 +66,10 @@ class Desk:
     adapting: Adapting
     erasing: Erasing
     inquiry: Inquiry
+    silences: Silences
+    silencing: Silencing
+    told_alerts: ToldAlerts
+    backups: Backups
 
 
 def build_desk(database: Database, installation: Installation) -> Desk:
@@ -78,6 +86,7 @@ def build_desk(database: Database, installation: Installation) -> Desk:
     reviews, canaries = Reviews(database), Canaries(database)
     thresholds = Thresholds(database, directory.policies)
     sequencer = Sequencer(database, signer)
+    silences = Silences(database)
     use = PresentUse(database=database, quotas=quotas, sessions=sessions)
     return Desk(
         database=database,
@@ -125,4 +134,8 @@ def build_desk(database: Database, installation: Installation) -> Desk:
             lifecycle=lifecycle,
             deeds=deeds,
         ),
+        silences=silences,
+        silencing=Silencing(deeds=deeds, silences=silences),
+        told_alerts=ToldAlerts(database),
+        backups=Backups(database),
     )

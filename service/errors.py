@@ -9,6 +9,7 @@
     ├── NotFound            no such path or object
     ├── PreconditionMissing a change that must name the version that it changes
     ├── ModelUnknown        the request names a model that is not served
+    ├── ModelUnavailable    the model's files are not those that may be served
     ├── NotReady            no worker has scored its warm-up yet, or the database does not answer
     ├── MethodNotAllowed
     ├── DocumentTooLong     a document would have to be cut, and truncation is off; `field` says which
@@ -19,7 +20,8 @@
     ├── ScreeningLost       no screening child answers
     ├── ClientClosed        the caller hung up before the answer
     ├── LogUnavailable      the entry could not be written, so there is no answer
-    └── DeadlineExceeded    the answer would have come too late
+    ├── DeadlineExceeded    the answer would have come too late
+    └── InvalidAlerts       the file of alerts is wrong
 
 `service/`, `tenants/` and `models/` raise their own errors; only `describe` knows what HTTP makes of them.
 Whatever is not in the table is a 500 without a word of detail.
@@ -128,6 +130,10 @@ class ModelUnknown(ServiceError):
     """That model is not served here."""
 
 
+class ModelUnavailable(ServiceError):
+    """The model cannot be served: its files are not those that were signed. The operator has to look."""
+
+
 class NotReady(ServiceError):
     """The service is not ready yet."""
 
@@ -213,6 +219,10 @@ class DeadlineExceeded(ServiceError):
     """The request took longer than its deadline."""
 
 
+class InvalidAlerts(ServiceError):
+    """The file of alerts is wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class Meaning:
     """What HTTP makes of one error type."""
@@ -234,6 +244,7 @@ TABLE: dict[type[Exception], Meaning] = {
     DatabaseUnavailable: Meaning(503, "database_unavailable", 1),
     KeySetMissing: Meaning(503, "issuer_unavailable", 2),
     ModelUnknown: Meaning(404, "model_not_found"),
+    ModelUnavailable: Meaning(503, "model_unavailable", 30),
     NotReady: Meaning(503, "not_ready", 1),
     NotFound: Meaning(404, "not_found"),
     SessionNotFound: Meaning(404, "session_not_found"),

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from tenants.access import TenantId
     from tenants.directory import Tenant
     from tenants.evidence import Evidence
+    from tenants.quotas import Quotas
     from tenants.repeats import Repeats
     from tenants.thresholds import Change
 
 ENFORCE_EVERY_S = 0.5
 """What a gateway keeps of a key may let a request in for 1.5 s more: together, two seconds."""
 REPORT_EVERY_S = 5.0
+REAP_EVERY_S = 10.0
+SWEEP_EVERY_S = 5.0
+"""How long workers may keep what belongs to a session that expired, or that another gateway closed."""
+FORGET_EVERY_S = 3600.0
 TIDY_EVERY_S = 60.0
 """How long a tenant whose grace is over may wait for its purge, an answer that is kept no longer, and the daily steps of
 thresholds and of the log."""
@@ -44,6 +49,27 @@ async def repeat(every_s: float, work: Callable[[], Awaitable[object]]) -> None:
                 error=type(exc).__name__,
                 where=where_it_broke(exc),
             )
+
+
+async def beat(quotas: Quotas) -> None:
+    """Say that this gateway lives: its slots are its own until it stops saying so.
+
+    Where the database is away, nobody else can take the slots meanwhile either.
+    """
+    if not await quotas.extend_lease():
+        log.warning("the lease ran out; what ran under it may be counted as orphaned", action="lease_lost")
+
+
+async def reap(quotas: Quotas) -> None:
+    """Close what dead gateways left held. Where nobody can, nothing is lost: what is orphaned stays until somebody can."""
+    if closed := await quotas.reap():
+        log.warning("closed orphaned holds", action="hold_orphaned", count=closed)
+
+
+async def forget(quotas: Quotas) -> None:
+    """Delete usage that is older than its tenant keeps it."""
+    if forgotten := await quotas.forget_usage():
+        log.info("deleted old usage", action="usage_forgotten", count=forgotten)
 
 
 async def tidy(

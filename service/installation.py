@@ -37,6 +37,8 @@ class Installation:
     """Wraps the tenants' audit keys, 32 bytes."""
     log_key: bytes = field(repr=False)
     """Signs the log's checkpoints: an Ed25519 private key (RFC 8032), 32 bytes."""
+    backup_url: str | None = field(default=None, repr=False)
+    """The server as a role that may replicate; None where nobody said how."""
 
 
 @contextmanager
@@ -51,20 +53,21 @@ def opened(settings: Settings) -> Iterator[Installation]:
     home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     keep = home / "secrets"
     keep.mkdir(mode=0o700, exist_ok=True)
-    keys = (_keep_secret(keep / "pepper"), _keep_secret(keep / "master-key"), _keep_secret(keep / "log-key"))
+    keys = (keep_secret(keep / "pepper"), keep_secret(keep / "master-key"), keep_secret(keep / "log-key"))
     if settings.database_url is not None:
         owner_url = settings.owner_database_url.get_secret_value() if settings.owner_database_url else None
-        yield Installation(settings.database_url.get_secret_value(), owner_url, *keys)
+        backup_url = settings.backup_database_url.get_secret_value() if settings.backup_database_url else None
+        yield Installation(settings.database_url.get_secret_value(), owner_url, *keys, backup_url)
         return
     with embedded.running(home) as server:
         urls = asyncio.run(
             provision(
                 server.superuser_url,
-                owner_password=_keep_secret(keep / "postgres-owner").hex(),
-                app_password=_keep_secret(keep / "postgres-app").hex(),
+                owner_password=keep_secret(keep / "postgres-owner").hex(),
+                app_password=keep_secret(keep / "postgres-app").hex(),
             )
         )
-        yield Installation(urls.app_url, urls.owner_url, *keys)
+        yield Installation(urls.app_url, urls.owner_url, *keys, server.superuser_url)
 
 
 def bring_up_to_date(installation: Installation) -> None:
@@ -73,8 +76,11 @@ def bring_up_to_date(installation: Installation) -> None:
         asyncio.run(migrate(installation.owner_url))
 
 
-def _keep_secret(path: Path) -> bytes:
-    """Read 32 random bytes from `path`, or make them: complete or not at all, readable by the owner alone."""
+def keep_secret(path: Path) -> bytes:
+    """Read 32 random bytes from `path`, or make them: complete or not at all, readable by the owner alone.
+
+    Raises `RuntimeError` for a file of another length.
+    """
     if not path.exists():
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

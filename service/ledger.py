@@ -228,7 +228,10 @@ class Ledger:
             details["end_user"] = prints.end_user(exchange.end_user)
         if exchange.screened is not None:
             details["screening"] = exchange.screened.details()
-        return Entry(
+        if card is not None and (card.manifest or card.revision):
+            details["model"] = {"manifest": card.manifest, "revision": card.revision}
+        exchange.query = ask.query.text if ask is not None else None
+        exchange.entry = Entry(
             request_id=exchange.request_id,
             tenant=caller.tenant,
             key_id=caller.key_id,
@@ -254,6 +257,7 @@ class Ledger:
             shadowed=shadowed,
             details=details,
         )
+        return exchange.entry
 
 
 def _decision(trouble: Trouble) -> Decision:

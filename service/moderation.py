@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from service.screening.judge import Side
+from service.watch import metrics
 from tenants.risk import Category, Mode
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Moderation:
             )
         with exchange.stage("settle"):
             await asyncio.shield(self._ledger.settle_unranked(exchange, held.hold, held.ask))
+        metrics.note_stages(exchange.stages_ms)
+        metrics.note_images(str(exchange.known_caller.tenant), len(held.ask.images))
         return tuple(opinion(screened, places) for places in inputs)
 
     def _left_s(self, exchange: Exchange) -> float:

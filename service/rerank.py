@@ -131,10 +131,15 @@ class Rerank:
                 self.ledger.settle_answered(exchange, held.hold, ask, scored, ranking, self.fleet.card)
             )
         exchange.stages_ms |= {"queue": scored.queue_ms, "worker": scored.worker_ms}
-        for stage, elapsed_ms in exchange.stages_ms.items():
-            metrics.STAGE_SECONDS.labels(stage).observe(elapsed_ms / 1000)
+        metrics.note_stages(exchange.stages_ms)
         metrics.DOCUMENTS.inc(len(ask.documents))
-        metrics.IMAGES.inc(len(ask.images))
+        metrics.note_images(str(caller.tenant), len(ask.images))
+        metrics.note_tokens(
+            str(caller.tenant),
+            charged=ranking.input_tokens,
+            images=ranking.image_tokens,
+            computed=ranking.computed_tokens,
+        )
         metrics.WORKER_RETRIES.inc(int(scored.retried))
         return ranking
 

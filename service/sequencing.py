@@ -65,4 +65,5 @@ class Sequencing:
             if step.size is not None:
                 metrics.LOG_SIZE.set(step.size)
         metrics.LOG_LAG.set(self._sequencer.lag_s)
+        metrics.LOG_WAITING.set(self._sequencer.waiting)
         return more

@@ -16,9 +16,10 @@ import uvloop
 
 from service.app import create_app
 from service.fleet.router import Party
-from service.processes.sandbox import PR_SET_DUMPABLE, prctl
 from service.tls import ServerTls, protocol_options, server_tls
-from service.watch.logs import configure, get_logger
+from service.watch import metrics
+from service.watch.log_folder import LogFolder, LogFolderUnusable
+from service.watch.logs import close, configure, get_logger
 from tenants.access import Access, Role
 from tenants.database import Database
 from tenants.directory import Directory
@@ -46,8 +47,28 @@ def run(settings: Settings, installation: Installation, *, demo: bool, fleet: Fl
 
     `fleet` as in `create_app`.
     """
-    configure(settings.log_level)
-    prctl(PR_SET_DUMPABLE, 0)  # no other process of our user reads our memory, and no core file keeps it
+    _open_log(settings)
+    try:
+        _run(settings, installation, demo=demo, fleet=fleet)
+    finally:
+        close()
+
+
+def _open_log(settings: Settings) -> None:
+    folder = None
+    if settings.log_folder is not None:
+        try:
+            folder = LogFolder(
+                settings.log_folder,
+                file_bytes=settings.log_file_bytes,
+                retention_days=settings.log_retention_days,
+            )
+        except LogFolderUnusable as exc:
+            sys.exit(f"PERICARP_LOG_FOLDER: {exc}")
+    configure(settings.log_level, folder=folder, dropped=metrics.DROPPED_LOG_LINES.inc)
+
+
+def _run(settings: Settings, installation: Installation, *, demo: bool, fleet: Fleet | None) -> None:
     key, keep_warm = asyncio.run(_look_up(settings, installation, demo=demo))
     if len(keep_warm) > settings.max_workers:
         sys.exit(

@@ -141,6 +141,65 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern=r"^(debug|info|warning|error)$", description="Least severe log line that is written."
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of their own for `/metrics`, which then ask for no key there; unset: on the service's port, with one.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address to listen on for it.")
+    metrics_tenants: int = Field(
+        20, ge=0, le=200, description="Tenants that metrics tell apart, those with the most requests."
+    )
+
+    # Whose models are served: service/custody.py
+    model_key: FilePath | None = Field(
+        None,
+        description="PEM file of the public key that the model must be signed with; unset: a model needs no signature.",
+    )
+    model_signature: Path | None = Field(
+        None, description="File of the model's signed manifest; unset: `model.sig` in the model's folder."
+    )
+    model_seal_fd: int | None = Field(
+        None, ge=0, description="Descriptor that the key of a sealed model is read from, once, at the start."
+    )
+    model_seal_command: tuple[str, ...] = Field(
+        (),
+        description='Or the command that prints it, as JSON: `["kms", "decrypt", "…"]`. It is run without a shell.',
+    )
+    log_folder: Path | None = Field(
+        None, description="Folder for log lines, a file a day in UTC; unset: they go to stderr."
+    )
+    log_file_bytes: int = Field(
+        256 * 1024 * 1024, ge=4096, description="Size from which on the day's log goes on in another file."
+    )
+    log_retention_days: int = Field(
+        14, ge=1, description="Days of log files that are kept, today's included; older ones are deleted."
+    )
+
+    alerts: FilePath | None = Field(
+        None,
+        description="TOML file of alert rules and sinks (`docs/alerts.md`); unset: the shipped rules, told in the log.",
+    )
+    anomaly_key_per_minute: int = Field(
+        100,
+        ge=1,
+        description="Requests a minute from which on a key, or a client of it, may be a `rate_anomaly`.",
+    )
+    anomaly_stranger_per_minute: int = Field(
+        10,
+        ge=1,
+        description="Refused requests a minute from which on an address may be one whose caller nobody knows.",
+    )
+    anomaly_allowed: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Networks whose addresses never count as anomalies, with commas between."
+    )
+    anomaly_clients: int = Field(
+        10_000,
+        ge=100,
+        le=1_000_000,
+        description="Keys, clients and addresses that are remembered, of each so many at most.",
+    )
 
     worker_memory_bytes: int = Field(
         4 * 1024**3,
@@ -161,12 +220,37 @@ class Settings(BaseSettings):
         " named; else the start is refused.",
     )
 
+    backup_store: str | None = Field(
+        None,
+        description="Where backups go: the absolute path of a folder, or `s3://bucket/prefix`; unset: nowhere.",
+    )
+    backup_key_command: str | None = Field(
+        None,
+        description="Command that prints the backups' key, of a KMS say; run without a shell. Unset: `secrets/backup-key`.",
+    )
+    backup_key_fd: int | None = Field(
+        None, ge=3, description="Descriptor that a backup command reads the backups' key from, instead."
+    )
+    backup_database_url: SecretStr | None = Field(
+        None,
+        description="A Postgres of your own as a role that may replicate; only `backup` uses it.",
+    )
+    backup_increments: int = Field(
+        23, ge=0, le=1000, description="Incremental backups between two full ones; 0: every one is full."
+    )
+    backup_keep: int = Field(
+        14, ge=1, description="Full backups that `backup prune` keeps, with the incremental ones upon them."
+    )
+    backup_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds for one request to an S3 store of backups, and for repeating it."
+    )
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "anomaly_allowed")
     @classmethod
     def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
@@ -197,7 +281,7 @@ class Settings(BaseSettings):
         """The model's name as callers see it: of a folder its last part, for no answer holds a path."""
         return Path(self.model).resolve().name if self.model != DEMO and self.model_is_local else self.model
 
-    @field_validator("model_aliases", "image_plugins", "witnesses", mode="before")
+    @field_validator("model_aliases", "image_plugins", "witnesses", "anomaly_allowed", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -216,6 +300,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 "PERICARP_CLIENT_CA needs PERICARP_TLS_CERTIFICATE, or PERICARP_CLIENT_CERT_HEADER behind a proxy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_a_model_is_trusted_by_is_whole(self) -> Settings:
+        if self.model_seal_fd is not None and self.model_seal_command:
+            raise ValueError("PERICARP_MODEL_SEAL_FD and PERICARP_MODEL_SEAL_COMMAND exclude each other")
+        if self.model_key is None and (
+            self.model_signature or self.model_seal_fd is not None or self.model_seal_command
+        ):
+            raise ValueError("PERICARP_MODEL_SIGNATURE and PERICARP_MODEL_SEAL_… need PERICARP_MODEL_KEY")
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,5 @@
 """What goes on beside the requests: changes heard and issuers' keys fetched, so that who calls is known; uses, refusals
-and the evidence of screening written; entries put into the log's tree, and its checkpoints cosigned."""
+and the evidence of screening written; entries put into the log's tree, and its checkpoints cosigned; alerts sent."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tenants.errors import DatabaseUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from service.alerting import Alerting
     from service.cosigning import Cosigning
     from service.key_sets import KeySets
     from service.refusals import Refusals
@@ -41,6 +42,7 @@ class Upkeep:
         evidence: Evidence,
         sequencing: Sequencing,
         cosigning: Cosigning,
+        alerting: Alerting,
         key_sets: KeySets | None = None,
     ) -> None:
         self._changes = changes
@@ -49,6 +51,7 @@ class Upkeep:
         self._evidence = evidence
         self._sequencing = sequencing
         self._cosigning = cosigning
+        self._alerting = alerting
         self._key_sets = key_sets
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -61,6 +64,7 @@ class Upkeep:
             "refusals": self._refusals.write,
             "log": self._sequencing.keep,
             "cosigning": self._cosigning.keep,
+            "alerts": self._alerting.keep,
         }
         if self._key_sets is not None:
             works["key sets"] = self._key_sets.keep

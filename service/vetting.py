@@ -241,6 +241,7 @@ class Vetting:
                 known[key] = found
             else:
                 unread[key] = text
+        metrics.note_kept("text_findings", hits=len(known), misses=len(unread))
         read = await self._readers.read(tuple(unread.values()), query=query, lists=lists, tenant=tenant)
         for key, found in zip(unread, read, strict=True):
             known[key] = found
@@ -261,6 +262,7 @@ class Vetting:
             found = self._recall.find(tenant, key)
             if isinstance(found, Seen):
                 seen[place] = found
+        metrics.note_kept("image_findings", hits=len(seen), misses=len(items) - len(seen))
         pixels: dict[str, Pixels] = {}
         known = sorted(seen)
         for places, wanted in ((known, NO_LOOKS), ([p for p in range(len(items)) if p not in seen], looks)):

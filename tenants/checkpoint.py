@@ -116,7 +116,16 @@ class Signer:
 
     def sign(self, checkpoint: Checkpoint) -> str:
         """The checkpoint as a signed note."""
-        return f"{checkpoint.text}\n{_line(self.key, self._private.sign(checkpoint.text.encode()))}"
+        return self._note(checkpoint.text)
+
+    def sign_text(self, text: str) -> str:
+        """Another text, of lines, as a signed note. Raises `ValueError` where it could pass for a checkpoint."""
+        if text.startswith(f"{self.key.name}\n") or not text.endswith("\n") or "\n\n" in text:
+            raise ValueError("not a text of lines, or one that begins as the log's checkpoints do")
+        return self._note(text)
+
+    def _note(self, text: str) -> str:
+        return f"{text}\n{_line(self.key, self._private.sign(text.encode()))}"
 
 
 class Cosigner:
@@ -171,6 +180,16 @@ def open_checkpoint(note: str, keys: Iterable[VerifyKey], *, origin: str | None 
     ):
         raise ProofInvalid("the log itself has not signed this")
     return Opened(checkpoint, tuple(signers), tuple(times))
+
+
+def open_note(note: str, key: VerifyKey) -> str:
+    """The text of a note that `key` has signed, and nobody else. Raises `ProofInvalid`."""
+    text, lines = split_note(note)
+    signatures = [_parse_line(line) for line in lines]
+    if [(name, signature[:KEY_ID_BYTES]) for name, signature in signatures] != [(key.name, key.id)]:
+        raise ProofInvalid("not signed by the one key that signs this")
+    key.verify(signatures[0][1][KEY_ID_BYTES:], text)
+    return text
 
 
 def split_note(note: str) -> tuple[str, tuple[str, ...]]:

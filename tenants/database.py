@@ -130,9 +130,7 @@ class Database:
             connection = await connect(self._url, {}, command_timeout=CALL_S)
             try:
                 await refuse_unsafe(connection)
-                await refuse_outdated(
-                    connection, ScriptDirectory.from_config(_alembic_config()).get_current_head() or ""
-                )
+                await refuse_outdated(connection, schema_head())
             finally:
                 await connection.close(timeout=CONNECT_S)
             self._calls = await asyncpg.create_pool(
@@ -347,6 +345,11 @@ async def _bound(joint: Joint, tenant: str) -> AsyncIterator[AsyncConnection]:
 
 async def _set_tenant(connection: AsyncConnection, tenant: str) -> None:
     await connection.execute(text("select set_config('app.tenant_id', :tenant, true)"), {"tenant": tenant})
+
+
+def schema_head() -> str:
+    """The revision of the schema that this version needs."""
+    return ScriptDirectory.from_config(_alembic_config()).get_current_head() or ""
 
 
 def _upgrade(connection: SyncConnection) -> None:

@@ -23,7 +23,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -48,9 +48,17 @@ from tenants.postgres_account import (
     socket_directory,
 )
 from tenants.postgres_claims import LEAVE_S, POLL_S, Busy, StopFailed, claim, leave, let_go, turn, unattended
-from tenants.postgres_cluster import initialise, last_lines, password_of, refuse_other_major, secret_file
+from tenants.postgres_cluster import (
+    initialise,
+    last_lines,
+    password_of,
+    refuse_other_major,
+    secret_file,
+    take_in,
+)
 from tenants.postgres_guardian import BUSY, status
 from tenants.postgres_orphans import clear_remains
+from tenants.provisioning import scram_verifier
 
 __all__ = [
     "BinariesMissing",
@@ -62,6 +70,7 @@ __all__ = [
     "StopFailed",
     "Unreachable",
     "WrongOwner",
+    "adopt",
     "erase",
     "running",
 ]
@@ -70,6 +79,10 @@ _SETTINGS = {
     "shared_buffers": "64MB",
     "max_connections": "100",
     "jit": "off",
+    # Nothing waits for this server, and it writes to no archive, whatever the one had that it was restored from.
+    "synchronous_standby_names": "",
+    "archive_mode": "off",
+    "summarize_wal": "on",  # what changed since a backup: an incremental one reads that alone
     "fsync": "on",
     "password_encryption": "scram-sha-256",
     "timezone": "UTC",
@@ -156,6 +169,30 @@ def running(
                 raise
 
 
+def adopt(
+    home: Path,
+    fill: Callable[[Path], None],
+    *,
+    account: str = "pericarp",
+    outside: Path = OUTSIDE,
+) -> None:
+    """Make the database of a home that has none out of what `fill` writes into an empty folder: a restored base backup.
+
+    The superuser's password becomes this home's own. Interrupted, it has not happened. Raises an EmbeddedError, and what
+    `fill` raises.
+    """
+    home = _prepare(home, {})
+    with turn(home / "postgres" / "lock", _START_S):
+        if (found := recorded_place(home)) is not None and found.data.exists():
+            raise DataUnusable(f"{home} has a database already")
+        place = place_of(home, account, outside)
+        for draft in place.cluster.glob("draft-*"):  # of an adoption that was killed
+            shutil.rmtree(draft)
+        verifier = scram_verifier(password_of(home, place))
+        take_in(home, place, binaries_for(place, outside), fill, verifier)
+        keep(home, replace(place, initialised=True))
+
+
 def erase(home: Path) -> None:
     """Delete the database of `home` for good, wherever it lies, with its password. Refused while claimed."""
     home = _prepare(home, {})
@@ -219,7 +256,7 @@ def _start(home: Path, place: Place, settings: Mapping[str, str], outside: Path)
     if not place.initialised:
         place = replace(place, initialised=True)
         keep(home, place)
-    refuse_other_major(place, binaries)
+    refuse_other_major(place.data, binaries)
     chosen = {
         **_SETTINGS,
         **settings,

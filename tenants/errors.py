@@ -30,6 +30,7 @@
     ├── EntryInvalid            the bytes are not an entry of the log
     ├── EntryNotFound           no entry of that id, or another tenant's: one message for both
     ├── SearchNotFound · SearchExists
+    ├── SilenceNotFound         no such silence of alerts, or it is over
     ├── ProofInvalid            a proof, checkpoint or signature of the log that does not hold
     │   └── LogBroken           the stored tree is not the one that was signed
     ├── ReceiptNotFound         no entry of that id, or another tenant's: one message for both
@@ -249,6 +250,10 @@ class SearchNotFound(TenancyError):
 
 class SearchExists(TenancyError):
     """There is a saved search of that name already."""
+
+
+class SilenceNotFound(TenancyError):
+    """There is no such silence, or it is over."""
 
 
 class ProofInvalid(TenancyError):

@@ -71,6 +71,8 @@ class Key:
     """Some seconds late: uses are written in batches."""
     last_used_address: str | None
     contained_at: datetime | None = None
+    contained_until: datetime | None = None
+    """When a gateway releases it by itself; None: somebody has to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,4 +376,5 @@ def read_key(row: Any) -> Key:
         row.last_used_at,
         str(row.last_used_address) if row.last_used_address is not None else None,
         row.contained_at,
+        row.contained_until,
     )

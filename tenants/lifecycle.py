@@ -12,10 +12,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, or_, select, text, update
 
 from tenants import tables
-from tenants.access import TenantId
+from tenants.access import Role, TenantId
 from tenants.directory import Tenant, read_tenant
 from tenants.errors import KeyNotFound, TenantNotFound
 from tenants.keys import Key, read_key
@@ -68,9 +68,47 @@ class Lifecycle:
         return await self._change(tenant, contained_at=None)
 
     async def contain_key(self, tenant: TenantId, key_id: str) -> Key:
-        """Refuse the key, and stop what it runs. The first time stands. Raises `KeyNotFound`."""
+        """Refuse the key until it is released, and stop what it runs. The first time stands. Raises `KeyNotFound`."""
         column = tables.key.c.contained_at
         return await self._change_key(tenant, key_id, func.coalesce(column, func.clock_timestamp()))
+
+    async def suspend_key(self, tenant: TenantId, key_id: str, *, lasts_s: float) -> Key | None:
+        """Refuse a search key for `lasts_s` seconds from now, and stop what it runs.
+
+        None, and nothing is changed, where somebody contained it, where it is revoked, and where it is an administrator's.
+        Raises `KeyNotFound`.
+        """
+        columns = tables.key.c
+        now = func.clock_timestamp()
+        try:
+            return await self._change_key(
+                tenant,
+                key_id,
+                func.coalesce(columns.contained_at, now),
+                now + func.make_interval(0, 0, 0, 0, 0, 0, lasts_s),
+                columns.role == Role.SEARCH,
+                columns.revoked_at.is_(None),
+                or_(columns.contained_at.is_(None), columns.contained_until.is_not(None)),
+            )
+        except KeyNotFound:
+            async with self._database.transaction(tenant) as connection:
+                found = select(columns.id).where(columns.tenant_id == tenant, columns.id == key_id)
+                if await connection.scalar(found) is None:
+                    raise
+            return None
+
+    async def list_due_releases(self, *, most: int = 100) -> tuple[tuple[TenantId, str], ...]:
+        """Keys whose suspension is over, by tenant and id, the one that waits longest first."""
+        rows = await self._database.call("select * from pericarp.due_releases($1)", most)
+        return tuple((TenantId(UUID(int=row["tenant_id"].int)), row["key_id"]) for row in rows)
+
+    async def resume_key(self, tenant: TenantId, key_id: str) -> Key | None:
+        """Undo `suspend_key` once its time is over; None where it is not, or where another has."""
+        due = tables.key.c.contained_until <= func.clock_timestamp()
+        try:
+            return await self._change_key(tenant, key_id, None, None, due)
+        except KeyNotFound:
+            return None
 
     async def release_key(self, tenant: TenantId, key_id: str) -> Key:
         """Undo `contain_key`. Raises `KeyNotFound`."""
@@ -132,12 +170,14 @@ class Lifecycle:
             raise TenantNotFound
         return read_tenant(row)
 
-    async def _change_key(self, tenant: TenantId, key_id: str, contained_at: Any) -> Key:
+    async def _change_key(
+        self, tenant: TenantId, key_id: str, contained_at: Any, until: Any = None, *conditions: Any
+    ) -> Key:
         columns = tables.key.c
         statement = (
             update(tables.key)
-            .where(columns.tenant_id == tenant, columns.id == key_id)
-            .values(contained_at=contained_at)
+            .where(columns.tenant_id == tenant, columns.id == key_id, *conditions)
+            .values(contained_at=contained_at, contained_until=until)
             .returning(tables.key)
         )
         async with self._database.transaction(tenant) as connection:

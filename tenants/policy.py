@@ -63,6 +63,8 @@ OPTIONAL_RANGES = {
     "tokens_per_month": MOST_PER_MONTH,
 }
 """The most of each that may be unset."""
+ALERT_RANGES = {"anomaly_requests_per_minute": MOST_PER_MINUTE}
+"""The most of each number that only alerts look at: nothing is refused for it, and no ceiling bounds it."""
 BURSTS = {
     "request_burst": ("requests_per_minute", "requests_at_once"),
     "image_burst": ("images_per_minute", "images_at_once"),
@@ -136,6 +138,8 @@ class Policy:
     """Whether items near their threshold are for a reviewer, whatever was decided."""
     retention_days: int = 400
     """How long entries and usage are kept."""
+    anomaly_requests_per_minute: int | None = None
+    """Requests of one key a minute that are an anomaly however ordinary; unset: as the service finds alone."""
     remote_images: bool = False
     """Whether images may be fetched, from `remote_image_hosts` alone."""
     remote_image_hosts: tuple[str, ...] = ()
@@ -241,7 +245,7 @@ def _faults_alone(policy: Policy) -> Iterator[Fault]:
     for name, (least, most) in RANGES.items():
         if not is_whole(getattr(policy, name), least, most):
             yield Fault(name, f"must be a whole number from {least} to {most}")
-    for name, most in OPTIONAL_RANGES.items():
+    for name, most in (OPTIONAL_RANGES | ALERT_RANGES).items():
         value = getattr(policy, name)
         if value is not None and not is_whole(value, 1, most):
             yield Fault(name, f"must be null or a whole number from 1 to {most}")

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tenants.postgres_account import (
@@ -20,6 +21,9 @@ from tenants.postgres_account import (
     write_durably,
 )
 
+_ALONE = ("synchronous_standby_names=", "archive_mode=off", "ssl=off", "shared_preload_libraries=")
+"""A restored cluster waits for nobody, and writes to no archive: its configuration may be that of a server with both."""
+_HBA = "local all all scram-sha-256\nlocal replication all scram-sha-256\n"
 _NAMELESS = "look up effective user"  # what initdb says where its uid has no passwd entry
 
 
@@ -46,9 +50,46 @@ def initialise(home: Path, place: Place, binaries: Path) -> None:
     sync_directory(place.cluster)
 
 
-def refuse_other_major(place: Place, binaries: Path) -> None:
+def take_in(home: Path, place: Place, binaries: Path, fill: Callable[[Path], None], verifier: str) -> None:
+    """Have `fill` write a cluster, a restored base backup, into an empty folder; then rename: data/ is either whole or not there.
+
+    Postgres recovers it in single-user mode, where it takes the password of this home's superuser, by its SCRAM `verifier`.
+    Raises `DataUnusable`, and what `fill` raises; nothing is left then.
+    """
+    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=place.cluster))
+    try:
+        fill(draft)
+        draft.chmod(0o700)
+        refuse_other_major(draft, binaries)
+        # A server of one's own may have kept its configuration elsewhere, and let others in.
+        for name in ("postgresql.conf", "pg_ident.conf"):
+            (draft / name).touch()
+        (draft / "pg_hba.conf").write_text(_HBA)
+        hand_over(draft, place.uid, place.gid)
+        options = ("exit_on_error=on", "log_min_messages=warning", *_ALONE)
+        words = [word for option in options for word in ("-c", option)]
+        command: list[str | Path] = [binaries / "postgres", "--single", "-D", draft, *words, "postgres"]
+        told = subprocess.run(
+            as_account("become", place.uid, place.gid, command),
+            input=f"alter role postgres with login password '{verifier}'\n",
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env=CLEAN_ENVIRONMENT,
+            check=False,
+        )
+        if told.returncode:
+            raise DataUnusable(f"Postgres cannot recover what was restored: {last_lines(told.stderr)}")
+        draft.rename(place.data)
+        sync_directory(place.cluster)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def refuse_other_major(data: Path, binaries: Path) -> None:
     """Raises DataUnusable where the data was written by another major version; nothing is touched."""
-    recorded = (place.data / "PG_VERSION").read_text().strip()
+    recorded = (data / "PG_VERSION").read_text().strip()
     answer = subprocess.run(
         [binaries / "postgres", "--version"],
         capture_output=True,

@@ -82,6 +82,14 @@ class Proofs:
         note, _ = await self._cosigned(-1, LATELY)
         return note
 
+    async def witnessed(self) -> str | None:
+        """The newest checkpoint that witnesses have cosigned, whenever; None where none has. Raises `LogBroken`."""
+        row = (await self._database.call("select * from pericarp.cosigned_checkpoint($1, $2)", -1, None))[0]
+        if not row["witnesses"]:
+            return None
+        verified(row["note"], self._key)
+        return with_cosignatures(row["note"], row["witnesses"], row["lines"])
+
     async def tile(self, level: int, number: int, width: int = merkle.TILE_WIDTH) -> bytes | None:
         """The first `width` hashes of a tile, one after the other; None where the tree has not so many there."""
         tiles = await read_tiles(self._database.call, [(level, number)])

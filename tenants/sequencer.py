@@ -59,6 +59,8 @@ class Sequencer:
     def __init__(self, database: Database, signer: Signer) -> None:
         self._database = database
         self._signer = signer
+        self.waiting = 0
+        """Leaves that waited when this process looked last and were not integrated then, `STEP_LEAVES` at most."""
         self._seen = _EMPTY
         self._head: tuple[int, float] | None = None
 
@@ -79,7 +81,21 @@ class Sequencer:
         self._seen = newest
         if step.integrated:
             self._head = None
+            self.waiting -= step.integrated
         return step
+
+    async def look(self) -> tuple[Checkpoint, int | None] | None:
+        """The newest tree, after all that `step` makes sure of, and the place of the first leaf that waits for it.
+
+        Changes nothing. None where another integrates at the moment. Raises `LogBroken`, `DatabaseUnavailable`.
+        """
+        async with self._database.calls() as connection:
+            row = await connection.fetchrow("select * from pericarp.begin_integration($1)", 1)
+            assert row is not None, "a function without a set gives one row"
+            if not row["locked"]:
+                return None
+            newest, _ = await self._check(connection, row["note"], row["leaves"])
+            return newest, row["head"]
 
     async def _step(self, connection: PoolConnectionProxy[Record]) -> tuple[Step, Checkpoint]:
         """What was done, and the newest tree that is known to be ours once that is durable."""
@@ -88,6 +104,7 @@ class Sequencer:
         self._note_head(row["head"])
         if not row["locked"]:
             return Step(), self._seen
+        self.waiting = len(row["positions"] or ())
         newest, tiles = await self._check(connection, row["note"], row["leaves"])
         positions, envelopes = row["positions"], row["envelopes"]
         if not positions:
@@ -138,13 +155,18 @@ class Sequencer:
         return newest, tiles
 
     @property
+    def seen(self) -> Checkpoint:
+        """The newest tree that this process has seen; of no leaves before it has seen one."""
+        return self._seen
+
+    @property
     def lag_s(self) -> float:
         """For how long, by this process's own clock, the first leaf of the queue has been seen waiting there."""
         return time.monotonic() - self._head[1] if self._head is not None else 0.0
 
     def _note_head(self, position: int | None) -> None:
         if position is None:
-            self._head = None
+            self._head, self.waiting = None, 0
         elif self._head is None or self._head[0] != position:
             self._head = (position, time.monotonic())
 

@@ -25,6 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB, TIMESTAMP, UUID
 
+from tenants.alert_tables import alert_silence, alert_told
+from tenants.backup_tables import backup, backup_check
 from tenants.columns import SCHEMA, metadata, time
 from tenants.log_tables import (
     audit_checkpoint,
@@ -41,6 +43,8 @@ from tenants.threshold_tables import canary, review, threshold, threshold_change
 
 __all__ = [
     "SCHEMA",
+    "alert_silence",
+    "alert_told",
     "audit_checkpoint",
     "audit_cosignature",
     "audit_input",
@@ -52,6 +56,8 @@ __all__ = [
     "audit_waiting",
     "audit_warrant",
     "audit_witness",
+    "backup",
+    "backup_check",
     "canary",
     "metadata",
     "review",
@@ -118,6 +124,7 @@ key = Table(
     time("expires_at", nullable=True),
     time("revoked_at", nullable=True),
     time("contained_at", nullable=True),
+    Column("contained_until", TIMESTAMP(timezone=True), comment="null: until somebody releases it"),
     Column("kind", Text, nullable=False),
     Column("scopes", ARRAY(Text), nullable=False, server_default=_EMPTY),
     Column(
@@ -137,6 +144,8 @@ key = Table(
     Column("last_used_address", INET),
     PrimaryKeyConstraint("tenant_id", "id", name="key_pkey"),
     UniqueConstraint("id", name="key_id_key"),
+    Index("key_contained_until", "contained_until", postgresql_where=text("contained_until is not null")),
+    CheckConstraint("contained_until is null or contained_at is not null", name="key_contained_until_check"),
 )
 
 key_secret = Table(

@@ -23,7 +23,8 @@ def command_server() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
-    """The service with its demo tenant, ready. Its body and image caps are low, so that tests can pass them."""
+    """The service with its demo tenant, ready. Its body and image caps are low, so that tests can pass them, and its log
+    is the most talkative."""
     with (
         new_home() as home,
         serving(
@@ -32,6 +33,7 @@ def service() -> Iterator[Service]:
             PERICARP_BODY_LIMIT_BYTES=str(BODY_LIMIT_BYTES),
             PERICARP_IMAGE_LIMIT_BYTES=str(IMAGE_LIMIT_BYTES),
             PERICARP_MODEL_ALIASES=", ".join(MODEL_ALIASES),
+            PERICARP_LOG_LEVEL="debug",
         ) as started,
     ):
         yield started

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
@@ -15,6 +17,8 @@ from tenants.merkle import TILE_WIDTH
 
 if TYPE_CHECKING:
     from service.asks import Exchange
+    from tenants.access import TenantId
+    from tenants.backups import Backups
     from tenants.proofs import Proofs
 
 TILE_PATH = re.compile(r"(?P<number>(?:x[0-9]{3}/)*[0-9]{3})(?:\.p/(?P<width>[1-9][0-9]{0,2}))?")
@@ -25,18 +29,24 @@ BYTES: Responses = {200: {"content": {"application/octet-stream": {}}, "descript
 REFUSALS: Responses = {status: PROBLEMS[status] for status in (401, 403, 404, 503)}
 
 
-def build_auditing_router(*, proofs: Proofs) -> APIRouter:
+def build_auditing_router(*, proofs: Proofs, backups: Backups) -> APIRouter:
     """The routes that prove the log."""
     router = APIRouter(tags=["log"])
 
+    async def prove(tenant: TenantId, receipt_id: str) -> Response:
+        proof = await proofs.prove(tenant, receipt_id)
+        backup = await backups.of_leaf(proof.index)
+        return _text(proof.text, {"Pericarp-Backup": "none" if backup is None else str(backup)})
+
     @router.get("/v1/receipts/{receipt_id}", responses={**TEXT, **REFUSALS}, summary="The proof of a receipt")
-    async def prove(request: Request, receipt_id: str) -> Response:
+    async def prove_to_caller(request: Request, receipt_id: str) -> Response:
         """A C2SP tlog-proof of the entry whose id an answer's `Pericarp-Receipt` told, offline verifiable.
 
-        404 `receipt_pending` until the entry is in the tree, within 5 s. Asking is not charged.
+        404 `receipt_pending` until the entry is in the tree, within 5 s. `Pericarp-Backup` is the number of the first
+        backup that has the entry, or `none`. Asking is not charged.
         """
         caller = require(_begin(request, "receipt"), "search")
-        return _text((await proofs.prove(caller.tenant, receipt_id)).text)
+        return await prove(caller.tenant, receipt_id)
 
     @router.get(
         "/audit/v1/receipts/{receipt_id}",
@@ -46,7 +56,7 @@ def build_auditing_router(*, proofs: Proofs) -> APIRouter:
     async def prove_to_auditor(request: Request, receipt_id: str) -> Response:
         """Of the key's own tenant."""
         caller = _begin(request, "audit.receipt").known_caller
-        return _text((await proofs.prove(caller.tenant, receipt_id)).text)
+        return await prove(caller.tenant, receipt_id)
 
     @router.get("/audit/v1/checkpoint", responses={**TEXT, **REFUSALS}, summary="The newest checkpoint")
     async def tell_checkpoint(request: Request) -> Response:
@@ -87,8 +97,10 @@ def _begin(request: Request, operation: str) -> Exchange:
     return exchange
 
 
-def _text(text: str) -> Response:
-    return Response(text, media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"})
+def _text(text: str, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    return Response(
+        text, media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store", **headers}
+    )
 
 
 def _read_path(path: str) -> tuple[int, int]:

@@ -22,7 +22,9 @@ from service.api.requests import read_end_user
 from service.asks import Exchange
 from service.errors import BodyTooLarge, LogUnavailable, NotReady, Trouble, describe
 from service.watch import metrics
-from service.watch.logs import get_logger, where_it_broke
+from service.watch.logs import get_logger, request_of, where_it_broke
+from service.watch.traces import read_trace_id
+from tenants.access import Role
 from tenants.errors import ReceiptPending
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ OPEN_PATHS = frozenset(
 OPEN_BODY_BYTES = 64 * 1024
 """Who has shown no key may send no more."""
 
+USER_AGENT_LENGTH = 200
 PLAIN_PATH = re.compile(r"/[a-z0-9/_.-]{0,47}")
 
 log = get_logger(__name__)
@@ -59,25 +62,41 @@ class Door:
     """Lets callers in. Outermost but for Starlette's own last resort."""
 
     def __init__(
-        self, app: ASGIApp, *, identify: Identify, ledger: Ledger, running: Running, body_limit_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        identify: Identify,
+        ledger: Ledger,
+        running: Running,
+        observe: Callable[[Exchange, int], None],
+        body_limit_bytes: int,
     ) -> None:
+        """`observe` is told of every request once it is finished, with its status; it never raises."""
         self.app = app
         self.identify = identify
         self.ledger = ledger
         self.running = running
+        self.observe = observe
         self.body_limit_bytes = body_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         exchange = Exchange(
             request_id=str(uuid.uuid4()),
             client_address=self.identify.address(scope),
             operation=_operation(scope),
-            keyless="authorization" not in Headers(scope=scope),
+            keyless="authorization" not in headers,
+            trace_id=read_trace_id(headers.getlist("traceparent")),
+            user_agent=headers.get("user-agent", "")[:USER_AGENT_LENGTH],
         )
         scope.setdefault("state", {})["exchange"] = exchange
+        with request_of(exchange.request_id, exchange.trace_id):
+            await self._answer(scope, receive, send, exchange)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -104,15 +123,23 @@ class Door:
             trouble = await self._record(exchange, exc)
             refusal = refuse(trouble, exchange, dialect_of(scope["path"]))
             await refusal(scope, receive, send_with_id)
-        metrics.REQUESTS.labels(_known_operation(scope), str(status)).inc()
+        self.observe(exchange, status)
+        caller = exchange.caller
+        metrics.note_request(
+            _known_operation(scope),
+            status,
+            exchange.elapsed_ms / 1000,
+            str(caller.tenant) if caller else None,
+            searches=caller is not None and caller.role is Role.SEARCH,
+        )
         log.info(
             "answered a request",
             action="request",
-            request_id=exchange.request_id,
             method=scope["method"],
+            operation=_known_operation(scope),
             status=status,
             elapsed_ms=round(exchange.elapsed_ms, 1),
-            tenant=str(exchange.caller.tenant) if exchange.caller else None,
+            tenant=str(caller.tenant) if caller else None,
         )
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
@@ -158,20 +185,20 @@ class Door:
             log.error(
                 "a request failed",
                 action="request_failed",
-                request_id=exchange.request_id,
                 error=type(exc).__name__,
                 where=where_it_broke(exc),
             )
         if exchange.caller is None:
             metrics.UNAUTHENTICATED.labels(trouble.code).inc()
-        elif exchange.entry_id is None:
+            return trouble
+        metrics.note_refusal(trouble.code, trouble.reason)
+        if exchange.entry_id is None:
             try:
                 await self.ledger.refuse(exchange, trouble)
             except Exception as failure:  # noqa: BLE001 - whatever kept the entry from being written, it is a 503
                 log.error(
                     "the log could not be written",
                     action="entry_failed",
-                    request_id=exchange.request_id,
                     error=type(failure).__name__,
                     where=where_it_broke(failure),
                 )

@@ -1,16 +1,13 @@
-"""What a search engineer calls beside `ranking.py`: the served model, health; and the platform's metrics."""
+"""What a search engineer calls beside `ranking.py`: the served model, and health."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
 
-from service.api.requests import PROBLEMS, require
+from service.api.requests import PROBLEMS
 from service.errors import NotReady
-from service.watch import metrics
-from tenants.access import Scope
 
 if TYPE_CHECKING:
     from service.cosigning import Cosigning
@@ -46,6 +43,8 @@ def build_router(
         if card is not None:
             told |= {
                 "digest": card.digest,
+                **({"manifest": card.manifest} if card.manifest else {}),
+                **({"revision": card.revision} if card.revision else {}),
                 "parameters": card.parameters,
                 "dtype": card.dtype,
                 "attention": card.attention,
@@ -65,8 +64,8 @@ def build_router(
         """True only when a worker has scored a warm-up, screening runs, the database answers and the log's tree holds.
 
         `screening` tells what is looked with, what of it is missing, and how the processes that look are confined;
-        `workers` how those are that score;
-        `witnesses`, where there are any, how each stands, which no answer waits for.
+        `model` which files are served; `workers` how those that score are confined; `witnesses`, where there are any, how
+        each stands, which no answer waits for.
         """
         checks = {
             "worker": fleet.ready,
@@ -76,7 +75,8 @@ def build_router(
         }
         if not all(checks.values()):
             missing = ", ".join(name for name, ready in checks.items() if not ready)
-            raise NotReady(f"Not ready yet: {missing}.", reason=missing)
+            because = f" The model is refused: {fleet.refusal}." if fleet.refusal else ""
+            raise NotReady(f"Not ready yet: {missing}.{because}", reason=missing)
         weights = "unknown" if fleet.card is None else fleet.card.weights
         screening = {
             "detectors": [_tell_detector(each) for each in (*screen.detectors, *readers.detectors)],
@@ -88,29 +88,26 @@ def build_router(
             "status": "ready",
             "checks": checks,
             "weights": weights,
+            "model": _tell_model(model, fleet),
             "workers": workers,
             "screening": screening,
             **witnesses,
         }
 
-    @router.get("/metrics", tags=["operations"], summary="Prometheus metrics (platform_admin keys)")
-    async def export_metrics(request: Request) -> Response:
-        """Counts over all tenants, so only the platform's own keys may read them."""
-        request.state.exchange.operation = "metrics"
-        require(request.state.exchange, "platform_admin", Scope.METRICS)
-        workers = fleet.workers()
-        for state in ("assigned", "spare"):
-            metrics.WORKERS.labels(state).set(sum(worker.state == state for worker in workers))
-        metrics.WORKER_COMPILATIONS.set(sum(worker.compilations for worker in workers))
-        lent = fleet.lent
-        metrics.LENT_BYTES.set(lent.size_bytes)
-        metrics.LENT_WORKERS.set(lent.workers)
-        metrics.LENT_CHANGES.set(lent.changes)
-        metrics.JOBS.labels("running").set(sum(worker.running for worker in workers))
-        metrics.JOBS.labels("waiting").set(fleet.waiting)
-        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
-
     return router
+
+
+def _tell_model(model: str, fleet: Fleet) -> dict[str, Any]:
+    """`refused` says why the files are no longer what they were when the workers that live were started."""
+    card = fleet.card
+    told = {"id": model, "digest": None, "manifest": None, "revision": None}
+    if card is not None:
+        told |= {
+            "digest": card.digest,
+            "manifest": card.manifest or None,
+            "revision": card.revision or None,
+        }
+    return told | ({"refused": fleet.refusal} if fleet.refusal else {})
 
 
 def _tell_detector(detector: Detector) -> dict[str, Any]:

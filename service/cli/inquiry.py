@@ -25,7 +25,18 @@ from tenants.audit import Decision
 from tenants.errors import TenantNotFound
 from tenants.risk import Action, Category
 
-COLUMNS = ["recorded_at", "tenant", "operation", "decision", "action", "code", "status", "key_id", "id"]
+COLUMNS = [
+    "recorded_at",
+    "tenant",
+    "operation",
+    "decision",
+    "action",
+    "code",
+    "status",
+    "key_id",
+    "id",
+    "backup",
+]
 
 
 class Format(StrEnum):
@@ -106,7 +117,10 @@ def query(
 
     async def show(desk: Desk) -> list[dict[str, Any]]:
         page = await desk.inquiry.page(operator(), await question(desk), most=limit)
-        return [tell(each) if as_json else summary(each) for each in page.found]
+        backups = await desk.backups.of_entries([(each.tenant, each.id) for each in page.found])
+        return [
+            (tell(each) if as_json else summary(each)) | {"backup": backups[each.id]} for each in page.found
+        ]
 
     async def write(desk: Desk, out: IO[bytes]) -> int:
         export = await desk.inquiry.export(operator(), await question(desk), form=form)

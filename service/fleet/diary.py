@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from service.processes.children import FORBIDDEN_CALL
+from service.processes.children import FORBIDDEN_CALL, Cause
 from service.processes.parent import UNFORESEEN
 from service.processes.sandbox import missing
 
 if TYPE_CHECKING:
     from service.fleet.seats import Seat
+    from service.fleet.tally import Retirement, Tally
     from service.processes.children import Child
 
 
 class Diary:
-    """One fleet's."""
+    """One fleet's, which keeps its tally as well."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
         self._log = structlog.get_logger(source="fleet")
         self._told: dict[str, str] = {}
 
@@ -31,6 +33,7 @@ class Diary:
 
     def tell_ready(self, child: Child) -> None:
         """And what does not hold of its confinement: once, not of each worker again."""
+        self._tally.starts["ready"] += 1
         self._log.info(
             "A worker is ready.", action="worker_ready", pid=child.pid, stages_ms=child.hello.stages_ms
         )
@@ -45,12 +48,15 @@ class Diary:
         self._told = broken
 
     def tell_not_started(self, reason: str) -> None:
+        self._tally.starts["failed"] += 1
         self._log.error("A worker cannot be started.", action="worker_lost", reason=reason)
 
-    def tell_retired(self, seat: Seat, why: str) -> None:
-        self._log.info("A worker retires.", action="worker_retire", **_whose(seat), reason=why)
+    def tell_retired(self, seat: Seat, why: Retirement) -> None:
+        self._tally.ends[why.name.lower()] += 1
+        self._log.info("A worker retires.", action="worker_retire", **_whose(seat), reason=why.value)
 
     def tell_lost(self, seat: Seat, reason: str) -> None:
+        self._tally.ends[seat.child.cause or Cause.DIED] += 1
         self._log.warning("A worker is lost.", action="worker_lost", **_whose(seat), reason=reason)
 
     def tell_broken(self) -> None:

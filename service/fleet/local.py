@@ -21,24 +21,23 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
-from models import Job, ModelCard
-from service.errors import DeadlineExceeded, Overloaded, WorkerLost
+from models import ANYONE, Job, ModelCard, Trust
+from service.errors import DeadlineExceeded, ServiceError, WorkerLost
 from service.fleet import replies
 from service.fleet.diary import Diary
-from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreReply, ScoreRequest
+from service.fleet.messages import Assign, Cancel, EndSession, Forget, ScoreRequest
 from service.fleet.ownership import Owner, Ownership, may_lend
 from service.fleet.router import LentState, Party, Scored, Ticket, WorkerState
 from service.fleet.seats import JOBS_AT_ONCE, PIXEL_BYTES_AT_ONCE, Rules, Seat, Seating
-from service.fleet.starts import FIRST_UID, Starts, worker_launch
-from service.processes.children import Child, ChildLost, Launch, start_child
+from service.fleet.starts import FIRST_UID, Starts, stopping, worker_launch
+from service.fleet.tally import Retirement, Tally
+from service.processes.children import Cause, Child, ChildLost, Launch, start_child
 from service.processes.sandbox import Measure
 from service.processes.wire import WireError
 
 TICK_S = 0.25
 OVERRUN_S = 30.0
 """A worker that has not answered a job so long after its deadline is taken to hang and is killed."""
-STOPPING = ("The service is stopping.", "stopping")
-NO_START = ("No worker can be started at the moment.", "worker_start")
 
 
 class LocalFleet:
@@ -69,12 +68,14 @@ class LocalFleet:
         owner: str = "service.fleet.owner",
         share_weights: bool = True,
         weights_check_s: float = 60.0,
+        trust: Trust = ANYONE,
     ) -> None:
         """`worker` and `owner` are the modules that they run. `first_uid` counts only where the gateway is root.
 
-        Without `share_weights` every worker has a copy of its own.
+        Without `share_weights` every worker has a copy of its own. `trust` says who must have signed the model.
         """
-        self._diary = Diary()
+        self.tally = Tally()
+        self._diary = Diary(self.tally)
         if len(keep_warm) > max_workers:
             raise ValueError(f"{len(keep_warm)} parties to keep warm, but at most {max_workers} workers")
         self._seating = Seating(
@@ -100,6 +101,7 @@ class LocalFleet:
             start_s=start_s,
             silence_s=silence_s,
             told=self._diary.hear,
+            trust=trust,
         )
         self._starts = Starts(launch, first_uid=first_uid)
         self._own_starts = Starts(launch, first_uid=first_uid, own_weights=True, uids=self._starts.uids)
@@ -127,12 +129,20 @@ class LocalFleet:
         return self._starts.reason or self._own_starts.reason
 
     @property
+    def refusal(self) -> str | None:
+        return self._starts.refusal or self._own_starts.refusal
+
+    @property
     def card(self) -> ModelCard | None:
         return self._starts.card
 
     @property
     def waiting(self) -> int:
         return sum(ticket.waits for line in self._seating.lines.values() for ticket in line)
+
+    @property
+    def longest_wait_s(self) -> float:
+        return self._seating.longest_wait_s(time.monotonic())
 
     @property
     def lent(self) -> LentState:
@@ -143,8 +153,7 @@ class LocalFleet:
         return next((seat.child.hello.sandbox for seat in self._seating.seats if seat.child.alive), ())
 
     def workers(self) -> tuple[WorkerState, ...]:
-        now = time.monotonic()
-        return tuple(seat.state(now) for seat in self._seating.seats)
+        return tuple(seat.state(time.monotonic()) for seat in self._seating.seats)
 
     async def start(self) -> None:
         self._open = True
@@ -166,8 +175,8 @@ class LocalFleet:
         seats, self._seating.seats = self._seating.seats, []
         for seat in seats:
             for ticket in seat.tickets:
-                ticket.fail(Overloaded(STOPPING[0], reason=STOPPING[1]))
-        self._refuse(list(self._seating.lines), *STOPPING)
+                ticket.fail(stopping())
+        self._refuse(list(self._seating.lines), stopping)
         stops = (seat.child.stop() for seat in seats)
         await asyncio.gather(*stops, *self._endings, *self._work, return_exceptions=True)
         await self._ownership.close()
@@ -186,7 +195,7 @@ class LocalFleet:
         if party.tenant not in (None, tenant):
             raise ValueError("the party is another tenant's")
         if not self._open:
-            raise Overloaded(STOPPING[0], reason=STOPPING[1])
+            raise stopping()
         answer: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         ticket = Ticket(next(self._ids), tenant, party, job, time.monotonic() + deadline_s, session, answer)
         self._post(partial(self._seating.join, ticket))
@@ -220,7 +229,7 @@ class LocalFleet:
             if self._open:  # a bug of ours: refuse clearly rather than hang
                 self._open, self._starts.reason = False, "the dispatcher broke"
                 self._diary.tell_broken()
-                self._refuse(list(self._seating.lines), *STOPPING)
+                self._refuse(list(self._seating.lines), stopping)
 
     def _post(self, event: Callable[[], None]) -> None:
         self._inbox.put_nowait(event)
@@ -239,20 +248,20 @@ class LocalFleet:
         self._seat_missing(now)
         self._serve(now)
         for seat in self._seating.outdated(now):
-            self._retire(seat, "idle")
+            self._retire(seat, Retirement.IDLE)
         for seat, tenant in self._seating.leaving(now):
             del seat.tenants[tenant]
-            self._run(_tell(seat.child, Forget(tenant)), self._work)
+            self._run(seat.child.mention(Forget(tenant)), self._work)
         self._ownership.advance(now)
         self._start_wanted(now)
 
     def _end_unfit(self, now: float) -> None:
         """End workers that hang, whose weights were changed, or whose owner died; what they were at is done again."""
         for seat in self._seating.hung(now - self._overrun_s):
-            seat.child.kill("hung in a job long past its deadline")
+            seat.child.kill("hung in a job long past its deadline", Cause.OVERDUE)
         for seat in self._seating.disowned():
-            why = "its weights are no longer to be trusted"
-            seat.child.kill(why) if seat.tickets else self._retire(seat, why)
+            why = Retirement.WEIGHTS
+            seat.child.kill(why.value, Cause.WEIGHTS) if seat.tickets else self._retire(seat, why)
 
     def _serve(self, now: float) -> None:
         """Give each worker as many of its party's next jobs as it has room for."""
@@ -267,13 +276,13 @@ class LocalFleet:
                 oldest = self._seating.oldest_idle(now) if party in self._seating.lines else None
                 if oldest is None:
                     return
-                self._retire(oldest, "another tenant needs its seat")
+                self._retire(oldest, Retirement.SEAT)
                 free += 1
             free -= 1  # where there is no spare for it yet, the seat is kept for it
             spare = next(iter(self._seating.spares(own_weights=party.own_weights)), None)
             if spare is not None:
                 spare.party, spare.used_s, spare.since_s = party, now, now
-                self._run(_tell(spare.child, Assign(party.tenant, party.group)), self._work)
+                self._run(spare.child.mention(Assign(party.tenant, party.group)), self._work)
 
     def _start_wanted(self, now: float) -> None:
         """Start workers for who needs one and as spares."""
@@ -282,7 +291,7 @@ class LocalFleet:
             wanted = self._seating.lacking(own_weights=own)  # counted before those who wait are refused
             if starts.hopeless:
                 missing = [party for party in self._seating.missing() if party.own_weights is own]
-                self._refuse(missing, *NO_START, starts.retry_after_s(now))
+                self._refuse(missing, partial(starts.excuse, now))
             if not own and not self._ownership.settled:
                 continue
             if not own and not starts.proven:  # prove that a worker can be had
@@ -292,14 +301,14 @@ class LocalFleet:
                 launch, owner = self._ownership.begin() if share else (starts.begin(share=False), None)
                 self._run(self._start(starts, launch, owner), self._work)
 
-    def _refuse(self, parties: Iterable[Party], detail: str, reason: str, retry_after_s: int = 1) -> None:
+    def _refuse(self, parties: Iterable[Party], error: Callable[[], ServiceError]) -> None:
         """Fail all that waits in these parties' lines."""
         for party in parties:
             line = self._seating.lines.pop(party, None)
             for ticket in line or ():
-                ticket.fail(Overloaded(detail, reason=reason, retry_after_s=retry_after_s))
+                ticket.fail(error())
 
-    def _retire(self, seat: Seat, why: str) -> None:
+    def _retire(self, seat: Seat, why: Retirement) -> None:
         self._seating.seats.remove(seat)
         self._diary.tell_retired(seat, why)
         self._run(self._end(seat), self._endings)
@@ -311,8 +320,7 @@ class LocalFleet:
             child = await start_child(launch)
         except Exception as exc:  # noqa: BLE001 - whatever it is, a start that is not counted as failed hangs
             self._ownership.give_back(owner)
-            reason = str(exc) if isinstance(exc, ChildLost) else repr(exc)
-            self._post(partial(self._mourn_start, starts, reason))
+            self._post(partial(self._mourn_start, starts, exc))
         else:
             self._post(partial(self._welcome, starts, child, owner))
 
@@ -337,7 +345,7 @@ class LocalFleet:
         """Nobody waits for it any more: out of a line it falls by itself, and a worker drops what is left of it."""
         seat = self._seating.seat(ticket.party)
         if seat is not None and seat.drop(ticket, time.monotonic(), self._overrun_s):
-            self._run(_tell(seat.child, Cancel(ticket.id)), self._work)
+            self._run(seat.child.mention(Cancel(ticket.id)), self._work)
 
     def _end_session(self, tenant: str, session: str) -> None:
         """Its jobs that are not at the worker yet, or not for the last time, will name no session there."""
@@ -345,12 +353,12 @@ class LocalFleet:
             if ticket.session == session:
                 ticket.session = None
         for seat in self._seating.homes(tenant):
-            self._run(_tell(seat.child, EndSession(session, tenant)), self._work)
+            self._run(seat.child.mention(EndSession(session, tenant)), self._work)
 
     def _expel(self, tenant: str) -> None:
         """Jobs that only share the worker go back to the line when it is lost, as after any other death."""
         for seat in self._seating.expel(tenant):
-            seat.child.kill("its tenant is contained")
+            seat.child.kill("its tenant is contained", Cause.CONTAINED)
 
     def _welcome(self, starts: Starts, child: Child, owner: Owner | None) -> None:
         owner = self._ownership.welcome(owner, child.hello.card)
@@ -361,10 +369,9 @@ class LocalFleet:
         child.lost.add_done_callback(lambda _: self._post(partial(self._mourn, seat)))
         self._diary.tell_ready(child)
 
-    def _mourn_start(self, starts: Starts, reason: str) -> None:
-        starts.failed(reason)
+    def _mourn_start(self, starts: Starts, exc: Exception) -> None:
+        self._diary.tell_not_started(starts.failed(exc))
         self._seating.failing.add(starts.own_weights)
-        self._diary.tell_not_started(reason)
 
     def _mourn(self, seat: Seat) -> None:
         """A worker died: its jobs go back to the front of the line, each once."""
@@ -384,17 +391,10 @@ class LocalFleet:
 
     def _finish(self, seat: Seat, ticket: Ticket, reply: object) -> None:
         """An answer came; the worker has room for another job."""
-        if isinstance(reply, ScoreReply):
-            seat.compilations = reply.compilations
+        self.tally.work += seat.note(reply)
         if seat.finish(ticket, time.monotonic()):
             replies.answer(ticket, reply, seat.child.pid)
 
 
 def _look_again() -> None:
     """The event that changes nothing itself."""
-
-
-async def _tell(child: Child, message: object) -> None:
-    """Say what has no answer; where the child is lost, there is nobody left to whom it matters."""
-    with contextlib.suppress(ChildLost):
-        await child.tell(message)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from models import Job, Scores
+from models import Job, Scores, Work
 from service.processes.wire import COMMON, Vocabulary
 
 
@@ -58,13 +58,14 @@ class Forget:
 class ScoreReply:
     """The scores of one job. `worker_ms` passed at the worker, beside other jobs or not.
 
-    `compilations` counts all that the worker compiled since it said Hello.
+    `compilations` counts all that the worker compiled since it said Hello, `work` what it did since then.
     """
 
     id: int
     scores: Scores
     worker_ms: float
     compilations: int = 0
+    work: Work = field(default_factory=Work)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The main of the owner of lent weights: one copy on the GPU, which workers map, and which it looks after.
 
     python -m service.fleet.owner --fd N --parent PID --model NAME --device D --dtype T --offer N [--uid N]
+        [--signer KEY --signature FILE --seal-key N]
 
 It reads a checkpoint, puts it on the GPU, writes the offer, and then does nothing but check, when asked, that the copy
 is as it was written. It sees no tenant's data and never will; like a worker it drops root before it says Hello. Where
@@ -19,11 +20,12 @@ from typing import NoReturn
 
 import torch
 
-from models import ModelError, weights
+from models import ModelError, ModelRefused, weights
 from models.cuda_memory import CudaRuntime
 from models.lending import LentWeights, NotShareable, lend, open_gpu
 from models.tensors import DTYPES, native_dtype
 from service.fleet.messages import OWNING, Check, Checked
+from service.fleet.trusting import REFUSED, add_arguments, read_trust
 from service.processes.parent import BROKEN, Parent, leave, name_process
 from service.processes.sandbox import Confinement, confine
 from service.processes.seccomp import filter_network
@@ -39,7 +41,7 @@ OpenGpu = Callable[[str], tuple[torch.device, CudaRuntime]]
 def run(argv: Sequence[str], open_device: OpenGpu) -> NoReturn:
     """Own the weights until the parent goes away. `open_device` is the only thing that tests replace."""
     options = _parse(argv)
-    parent = Parent(options.fd, options.parent, OWNING, keep=options.offer)
+    parent = Parent(options.fd, options.parent, OWNING, keep=[options.offer, options.seal_key])
     name_process("prc-weights-" + (options.device.partition(":")[2] or "0"))
     faulthandler.enable()
     torch.set_num_threads(1)
@@ -51,7 +53,7 @@ def run(argv: Sequence[str], open_device: OpenGpu) -> NoReturn:
         lent = exc
     except ModelError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201
-        leave(CANNOT_LEND)
+        leave(REFUSED if isinstance(exc, ModelRefused) else CANNOT_LEND)
     os.close(options.offer)
     sandbox = (*confine(Confinement(uid=options.uid, open_files=OPEN_FILES)), filter_network())
     parent.follow_to_death()  # a change of user cleared it
@@ -75,7 +77,7 @@ def _check(number: int, lent: LentWeights | NotShareable) -> Checked:
 def _lend(options: argparse.Namespace, open_device: OpenGpu) -> LentWeights:
     device, cuda = open_device(options.device)
     dtype = native_dtype(device) if options.dtype == "auto" else options.dtype
-    return lend(weights.find(options.model), DTYPES[dtype], cuda)
+    return lend(weights.find(options.model, trust=read_trust(options)), DTYPES[dtype], cuda)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -90,6 +92,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--memory", type=int)
     parser.add_argument("--uid", type=int)
+    add_arguments(parser)
     return parser.parse_args(argv)
 
 

@@ -23,7 +23,7 @@ from models import ModelCard
 from service.fleet.messages import OWNING, Check, Checked
 from service.fleet.router import LentState
 from service.fleet.starts import Starts
-from service.processes.children import Child, ChildLost, Launch, start_child
+from service.processes.children import Cause, Child, ChildLost, Launch, start_child
 
 NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """What there is where NVIDIA's driver runs: on Linux, and in Linux on Windows."""
@@ -151,7 +151,7 @@ class Ownership:
                 await self._starting.stop()  # what it has of the GPU is free before a worker needs it
                 self.give_up(checked.reason)
             elif not checked.intact:
-                self._starting.kill("the weights were changed before they were lent")
+                self._starting.kill("the weights were changed before they were lent", Cause.WEIGHTS)
                 raise ChildLost(self._starting.lost.result())
             else:
                 self._owner = Owner(self._starting, descriptor, checked.size_bytes)
@@ -226,10 +226,10 @@ class Ownership:
             async with asyncio.timeout(ANSWER_S):
                 answer = await child.ask(Check(next(self._ids)))
         except TimeoutError:
-            child.kill(f"did not check the weights within {ANSWER_S:g} s")
+            child.kill(f"did not check the weights within {ANSWER_S:g} s", Cause.OVERDUE)
             raise ChildLost(child.lost.result()) from None
         if not isinstance(answer, Checked):
-            child.kill("broke the protocol")
+            child.kill("broke the protocol", Cause.PROTOCOL)
             raise ChildLost(child.lost.result())
         return answer
 

@@ -22,6 +22,7 @@ from models import Item, Job, ModelCard, Scores
 from tenants.policy import Isolation
 
 if TYPE_CHECKING:
+    from service.fleet.tally import Tally
     from service.processes.sandbox import Measure
     from tenants.policy import Policy
 
@@ -133,7 +134,7 @@ class Fleet(Protocol):
 
         What it computes is kept under `session` for the next job of that session, until `end_session`. A job
         whose worker dies is scored again in another, once. Cancelling takes it out of the line, or what is left
-        of it out of its worker. Raises Overloaded (no room, or no worker can be started), DeadlineExceeded,
+        of it out of its worker. Raises Overloaded (no room, or no worker can be started), ModelUnavailable, DeadlineExceeded,
         WorkerLost, BodyTooLarge (the decoded job is too large to be sent), BadRequest (it holds text that is no
         text), DocumentTooLong, JobTooLong and ModelFailed.
         """
@@ -166,6 +167,11 @@ class Fleet(Protocol):
         ...
 
     @property
+    def refusal(self) -> str | None:
+        """Why no new worker serves the model: its files are not those that may be served. Holds no path."""
+        ...
+
+    @property
     def card(self) -> ModelCard | None:
         """What the first ready worker said of its model."""
         ...
@@ -173,6 +179,16 @@ class Fleet(Protocol):
     @property
     def waiting(self) -> int:
         """How many jobs wait in line, all tenants together."""
+        ...
+
+    @property
+    def longest_wait_s(self) -> float:
+        """For how long the first of them has waited; 0 where none waits."""
+        ...
+
+    @property
+    def tally(self) -> Tally:
+        """What became of its workers so far, and what they did."""
         ...
 
     @property

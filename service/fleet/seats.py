@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from models import Work
 from service.errors import Contained, Overloaded
+from service.fleet.messages import ScoreReply
 from service.fleet.router import Line, Party, TenantState, Ticket, WorkerState
 from service.processes.children import Child
 
@@ -76,6 +78,7 @@ class Seat:
     pace_s: float = 0.0
     """Average time from one answer to the next while there was work."""
     compilations: int = 0
+    work: Work = field(default_factory=Work)
     owner: Owner | None = None
     """Whose weights it maps, if it has none of its own."""
 
@@ -128,6 +131,14 @@ class Seat:
         if ticket.asking is not None:
             ticket.asking.cancel()
         return True
+
+    def note(self, reply: object) -> Work:
+        """Remember what it says that it has done; what of that is new. Replies may overtake each other."""
+        if not isinstance(reply, ScoreReply):
+            return Work()
+        self.compilations = max(self.compilations, reply.compilations)
+        before, self.work = self.work, self.work | reply.work
+        return self.work - before
 
     def state(self, now: float) -> WorkerState:
         return WorkerState(
@@ -214,6 +225,10 @@ class Seating:
         for line in self.lines.values():
             line.forget_gone()
         self.lines = {party: line for party, line in self.lines.items() if line}
+
+    def longest_wait_s(self, now: float) -> float:
+        """For how long the first of all that wait has waited; 0 where nobody does."""
+        return now - min(self._since_s().values(), default=now)
 
     def spares(self, *, own_weights: bool = False) -> list[Seat]:
         return [

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from models import ModelCard
+from models import ANYONE, ModelCard, Trust
+from service.errors import ModelUnavailable, Overloaded, ServiceError
 from service.fleet.messages import SCORING
-from service.processes.children import Launch, bare_environ
+from service.fleet.trusting import REFUSED, arguments
+from service.processes.children import ChildLost, Launch, bare_environ
 from service.processes.wire import Vocabulary
 
 FAILURES_TO_REFUSE = 2
@@ -20,6 +22,7 @@ FAILURES_TO_REFUSE = 2
 BACK_OFF_S = (0.5, 30.0)
 """Pause after the first failed start, doubled by each further one, and the longest pause."""
 STARTS_AT_ONCE = 2
+NO_START = "No worker can be started at the moment."
 FIRST_UID, UIDS = 61_184, 3_000
 """Users of workers where the gateway is root; systemd, too, keeps this range for users without a name."""
 KEPT_BYTES = 32 * 1024 * 1024
@@ -34,6 +37,10 @@ INHERITED = (
     "NVIDIA_VISIBLE_DEVICES",
 )
 """All that a worker takes over from the gateway's environment: where models, libraries and GPUs are."""
+
+
+def stopping() -> Overloaded:
+    return Overloaded("The service is stopping.", reason="stopping")
 
 
 class Starts:
@@ -55,6 +62,8 @@ class Starts:
         self.own_weights = own_weights
         self.reason: str | None = None if own_weights else "no worker has been started yet"
         """Why there is none, or why the last start failed; None once one came up, or where none needs to."""
+        self.refusal: str | None = None
+        """Why the model's files may not be served, where that ended the last start; holds no path."""
         self.card: ModelCard | None = None
         self._first_uid = first_uid if os.geteuid() == 0 else None
         self.uids = uids or itertools.count(os.getpid())  # two gateways of one host should not share users
@@ -76,11 +85,14 @@ class Starts:
     @property
     def hopeless(self) -> bool:
         """Whether those who wait for a start should be told to come back later."""
-        return self._failures >= FAILURES_TO_REFUSE
+        return self._failures >= FAILURES_TO_REFUSE or self.refusal is not None
 
-    def retry_after_s(self, now: float) -> int:
-        """When the next one may begin, in whole seconds from now."""
-        return max(1, math.ceil(self._retry_s - now))
+    def excuse(self, now: float) -> ServiceError:
+        """What they are told."""
+        retry_after_s = max(1, math.ceil(self._retry_s - now))
+        if self.refusal is not None:
+            return ModelUnavailable(reason="model_refused", retry_after_s=retry_after_s)
+        return Overloaded(NO_START, reason="worker_start", retry_after_s=retry_after_s)
 
     def due(self, now: float, wanted: int) -> int:
         """How many to begin now where `wanted` workers are missing; while they fail, one by one and ever later."""
@@ -125,11 +137,16 @@ class Starts:
 
     def succeeded(self, card: ModelCard | None) -> None:
         self._under_way -= 1
-        self._failures, self._retry_s, self.reason, self.card = 0, 0.0, None, card
+        self._failures, self._retry_s, self.reason, self.refusal, self.card = 0, 0.0, None, None, card
 
-    def failed(self, reason: str) -> None:
+    def failed(self, exc: Exception) -> str:
+        """Why, in words for the operator."""
         self._under_way -= 1
+        reason = str(exc) if isinstance(exc, ChildLost) else repr(exc)
+        refused = isinstance(exc, ChildLost) and exc.status == REFUSED
+        self.refusal = exc.last_words.partition(": ")[2] if isinstance(exc, ChildLost) and refused else None
         self._count_failure(f"a worker cannot be started: {reason}")
+        return reason
 
     def forget(self) -> None:
         """None is under way any more: they were cancelled."""
@@ -162,6 +179,7 @@ def worker_launch(
     start_s: float,
     silence_s: float,
     told: Callable[[str], None],
+    trust: Trust = ANYONE,
     memory_bytes: int | None = None,
 ) -> Launch:
     """How to start a worker; `worker` is the module that it runs. On a CPU it may take `memory_bytes` beside what it loads."""
@@ -170,6 +188,7 @@ def worker_launch(
         (
             *(sys.executable, "-P", "-m", worker, "--fd", "{fd}", "--parent", "{parent}"),
             *("--model", model, "--device", device, "--dtype", dtype, "--threads", str(threads)),
+            *arguments(trust),
             *(() if memory_bytes is None else ("--memory", str(memory_bytes))),
         ),
         SCORING,
@@ -177,6 +196,7 @@ def worker_launch(
         start_s=start_s,
         silence_s=silence_s,
         told=told,
+        secret=trust.seal_key or None,
     )
 
 

@@ -1,7 +1,7 @@
 """A worker's main: load one model, score a warm-up, say Hello; then begin every job that is read, and answer it.
 
     python -m service.fleet.worker --fd N --parent PID --model NAME --device D --dtype T --threads N [--memory BYTES]
-        [--uid N] [--shared N | --offer N | --own-weights]
+        [--uid N] [--shared N | --offer N | --own-weights] [--signer KEY --signature FILE --seal-key N]
 
 A worker serves the tenant, or the group of tenants, that its first `Assign` names, and no other for as long as it
 lives; what it keeps of one tenant's work is of no use to another's. It holds no
@@ -35,6 +35,7 @@ from models import (
     ModelCard,
     ModelError,
     ModelFailed,
+    ModelRefused,
     Pixels,
     Reranker,
     Scores,
@@ -50,6 +51,7 @@ from service.fleet.messages import (
     ScoreRequest,
     TooLong,
 )
+from service.fleet.trusting import REFUSED, add_arguments, read_trust
 from service.processes.lock import lock_in
 from service.processes.parent import BROKEN, Parent, leave, name_process, tell_unforeseen
 from service.processes.sandbox import Confinement, Measure, confine, go_first
@@ -72,7 +74,7 @@ def run(argv: Sequence[str], load_model: Load) -> NoReturn:
     """Be a worker until the parent goes away. `load_model` is the only thing that tests replace."""
     options = _parse(argv)
     parent = Parent(
-        options.fd, options.parent, SCORING, keep=options.offer if options.shared is None else options.shared
+        options.fd, options.parent, SCORING, keep=[options.shared, options.offer, options.seal_key]
     )
     name_process("prc-worker")
     faulthandler.enable()  # frames only, no values
@@ -86,7 +88,7 @@ def run(argv: Sequence[str], load_model: Load) -> NoReturn:
         _warm_up(reranker)
     except ModelError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201
-        leave(CANNOT_LOAD)
+        leave(REFUSED if isinstance(exc, ModelRefused) else CANNOT_LOAD)
     warm_s = time.perf_counter()
     gc.collect()
     gc.freeze()  # the model outlives every job: no collection needs to walk it
@@ -119,6 +121,7 @@ class Desk:
         self._reranker = reranker
         self._assigned: Assign | None = None
         self._warm_compilations = reranker.compilations
+        self._warm_work = reranker.work
         self._failures = 0
         self._counting = threading.Lock()
 
@@ -185,7 +188,8 @@ class Desk:
             case Scores() if _is_sound(request.job, outcome):
                 worker_ms = (time.perf_counter() - start_s) * 1000
                 compilations = self._reranker.compilations - self._warm_compilations
-                return ScoreReply(request.id, outcome, worker_ms, compilations)
+                work = self._reranker.work - self._warm_work
+                return ScoreReply(request.id, outcome, worker_ms, compilations, work)
             case Scores():
                 return Failure(request.id, "model_failed", UNSOUND)
             case JobExpired():
@@ -237,6 +241,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--memory", type=int)
     parser.add_argument("--uid", type=int)
+    add_arguments(parser)
     sharing = parser.add_mutually_exclusive_group()
     sharing.add_argument("--shared", type=int)
     sharing.add_argument("--offer", type=int)
@@ -253,6 +258,7 @@ def _load(options: argparse.Namespace) -> Reranker:
         shared=options.shared,
         offer=options.offer,
         own_weights=options.own_weights,
+        trust=read_trust(options),
     )
 
 

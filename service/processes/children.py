@@ -16,8 +16,9 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +30,36 @@ WATCHES_PER_SILENCE = 8
 FORBIDDEN_CALL = b"ended by the kernel: it made a system call that its filter does not allow"
 
 
+class Cause(StrEnum):
+    """Why a child is gone, for whoever counts; the reason beside it is for the log."""
+
+    STOPPED = "stopped"
+    """It was no longer wanted."""
+    DIED = "died"
+    """It ended by itself, or somebody else ended it."""
+    SILENT = "silent"
+    PROTOCOL = "protocol"
+    """What it said makes no sense."""
+    OVERDUE = "overdue"
+    """It took too long over a piece of work."""
+    DECODER = "decoder"
+    """What it decodes with choked on an image."""
+    WEIGHTS = "weights"
+    """Its weights are no longer to be trusted."""
+    CONTAINED = "contained"
+    """Its tenant is contained."""
+
+
 class ChildLost(Exception):
-    """The child is gone: it ended, was killed, fell silent, or never started."""
+    """The child is gone: it ended, was killed, fell silent, or never started.
+
+    Of one that never started there may be its exit `status`, and its `last_words` on stderr.
+    """
+
+    def __init__(self, reason: str, *, status: int | None = None, last_words: str = "") -> None:
+        super().__init__(reason)
+        self.status = status
+        self.last_words = last_words
 
 
 class Request(Protocol):
@@ -45,7 +74,8 @@ class Launch:
     """How to start one kind of child.
 
     `{fd}`, `{parent}` and `{shared}` in `argv` become the number of the inherited socket, the gateway's pid, and
-    `shared`, a descriptor that the child inherits under the same number. `environ` is the child's whole environment.
+    `shared`, a descriptor that the child inherits under the same number; `{secret}` that of a pipe from which `secret`,
+    4 KiB at most, can be read once. `environ` is the child's whole environment.
     `told` gets each line of its stderr, cut short, and a word of ours where the kernel ended it; it must not raise.
     """
 
@@ -57,6 +87,7 @@ class Launch:
     grace_s: float = 2.0
     told: Callable[[str], None] | None = None
     shared: int | None = None
+    secret: bytes | None = field(default=None, repr=False)
 
 
 def bare_environ(**extra: str) -> dict[str, str]:
@@ -84,6 +115,8 @@ class Child:
         self.pid = process.pid
         self.lost: asyncio.Future[str] = loop.create_future()
         """Done once the child is unusable, with the reason; never cancelled, never an exception."""
+        self.cause: Cause | None = None
+        """Why it is lost, once it is."""
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._launch = launch
         self._process = process
@@ -129,17 +162,22 @@ class Child:
         try:
             await self._writer.drain()
         except (OSError, RuntimeError) as exc:
-            self._lose("closed its socket")
+            self._lose("closed its socket", Cause.DIED)
             raise ChildLost(self.lost.result()) from exc
 
-    def kill(self, reason: str = "killed") -> None:
+    async def mention(self, message: object) -> None:
+        """Send what has no answer; where the child is lost, there is nobody left to whom it matters."""
+        with contextlib.suppress(ChildLost):
+            await self.tell(message)
+
+    def kill(self, reason: str = "killed", cause: Cause = Cause.STOPPED) -> None:
         """End the child at once; who waits for it gets ChildLost. Returns before it is reaped: see `stop`."""
-        self._lose(reason)
+        self._lose(reason, cause)
 
     async def stop(self) -> None:
         """End the child and reap it: close its socket, and kill it where it has not gone after `grace_s`."""
         if self.alive:
-            self._lose("stopped", kill=False)
+            self._lose("stopped", Cause.STOPPED, kill=False)
         try:
             async with asyncio.timeout(self._launch.grace_s):
                 await asyncio.shield(self._end)
@@ -159,13 +197,15 @@ class Child:
         await asyncio.wait(either, timeout=self._launch.start_s, return_when=asyncio.FIRST_COMPLETED)
         if self._hello.done() and self.alive:
             return
-        self._lose(f"not ready within {self._launch.start_s:g} s")
+        self._lose(f"not ready within {self._launch.start_s:g} s", Cause.OVERDUE)
         await self.stop()
         last_words = self.stderr[-1] if self.stderr else "no word on stderr"
-        raise ChildLost(f"{self.lost.result()}; {_status(self._process.returncode)}; {last_words}")
+        status = self._process.returncode
+        reason = f"{self.lost.result()}; {_status(status)}; {last_words}"
+        raise ChildLost(reason, status=status, last_words=last_words)
 
     async def _read(self) -> None:
-        reason = "broke the protocol"
+        reason, cause = "broke the protocol", Cause.PROTOCOL
         try:
             while (message := await self._launch.vocabulary.read(self._reader)) is not None:
                 self._heard = True
@@ -179,13 +219,13 @@ class Child:
                 answer = self._waiting.pop(getattr(message, "id", 0), None)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
-            reason = "closed its socket"
+            reason, cause = "closed its socket", Cause.DIED
         except WireError as exc:
             reason = f"broke the protocol: {exc}"
         except OSError:
-            reason = "closed its socket"
+            reason, cause = "closed its socket", Cause.DIED
         finally:
-            self._lose(reason)
+            self._lose(reason, cause)
 
     async def _watch(self) -> None:
         """Count ticks without a word rather than seconds: a gateway that itself stood still must not kill."""
@@ -195,7 +235,7 @@ class Child:
             await asyncio.sleep(self._launch.silence_s / WATCHES_PER_SILENCE)
             silent = 0 if self._heard else silent + 1
             self._heard = False
-        self._lose(f"silent for {self._launch.silence_s:g} s")
+        self._lose(f"silent for {self._launch.silence_s:g} s", Cause.SILENT)
 
     async def _reap(self) -> None:
         status = await self._process.wait()
@@ -204,7 +244,7 @@ class Child:
             self._pidfd = None
         if status == -signal.SIGSYS:
             self._hear(FORBIDDEN_CALL)
-        self._lose(f"ended with {_status(status)}", kill=False)
+        self._lose(f"ended with {_status(status)}", Cause.DIED, kill=False)
 
     async def _forward(self) -> None:
         """Read stderr to its end in bounded pieces: a chatty child neither blocks nor fills our memory."""
@@ -226,9 +266,10 @@ class Child:
             if self._launch.told is not None:
                 self._launch.told(text)
 
-    def _lose(self, reason: str, *, kill: bool = True) -> None:
+    def _lose(self, reason: str, cause: Cause, *, kill: bool = True) -> None:
         """The one way out; only its first reason counts."""
         if not self.lost.done():
+            self.cause = cause
             self.lost.set_result(reason)
             for answer in self._waiting.values():
                 if not answer.done():
@@ -252,7 +293,7 @@ class Child:
 async def start_child(launch: Launch) -> Child:
     """Start a child and wait until it is ready. Raises ChildLost; however it fails, it leaves no process."""
     ours, theirs = socket.socketpair()
-    with theirs:
+    with theirs, _pipe_with(launch.secret) as secret:
         # Connected first: between the child's birth and its `Child`, which reaps it, nothing is awaited.
         try:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
@@ -263,14 +304,16 @@ async def start_child(launch: Launch) -> Child:
             "{fd}": str(theirs.fileno()),
             "{parent}": str(os.getpid()),
             "{shared}": str(launch.shared),
+            "{secret}": str(secret),
         }
+        inherited = [each for each in (theirs.fileno(), launch.shared, secret) if each is not None]
         try:
             process = await asyncio.create_subprocess_exec(
                 *(numbers.get(argument, argument) for argument in launch.argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(), *(() if launch.shared is None else (launch.shared,))),
+                pass_fds=inherited,
                 env=dict(launch.environ),
                 start_new_session=True,
             )
@@ -288,6 +331,23 @@ async def start_child(launch: Launch) -> Child:
         await asyncio.shield(child.stop())
         raise
     return child
+
+
+@contextlib.contextmanager
+def _pipe_with(secret: bytes | None) -> Iterator[int | None]:
+    """The end to read of a pipe that holds `secret` and ends there, for as long as the block; None without any."""
+    if secret is None:
+        yield None
+        return
+    out, into = os.pipe()
+    try:
+        os.write(into, secret)
+    finally:
+        os.close(into)
+    try:
+        yield out
+    finally:
+        os.close(out)
 
 
 def _open_pidfd(pid: int) -> int | None:

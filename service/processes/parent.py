@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,10 +36,12 @@ class Parent:
     It beats from its `Hello` on at the latest: nobody counts a silence before.
     """
 
-    def __init__(self, fd: int, parent_pid: int, vocabulary: Vocabulary, *, keep: int | None = None) -> None:
+    def __init__(
+        self, fd: int, parent_pid: int, vocabulary: Vocabulary, *, keep: Iterable[int | None] = ()
+    ) -> None:
         """Take over the inherited socket `fd`. Ctrl-C is the parent's to handle, not ours.
 
-        Every other descriptor is closed, but for `keep`.
+        Every other descriptor is closed, but for those to `keep`.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # A thread has this from the one that started it: set later, it would not hold for those that run by then.
@@ -47,7 +49,7 @@ class Parent:
         self._parent_pid = parent_pid
         self._vocabulary = vocabulary
         # uvloop hands its children every descriptor that is not close-on-exec, whatever close_fds says.
-        kept = sorted({2, fd, fd if keep is None else keep, os.sysconf("SC_OPEN_MAX")})
+        kept = sorted({2, fd, os.sysconf("SC_OPEN_MAX"), *(each for each in keep if each is not None)})
         for before, after in pairwise(kept):
             os.closerange(before + 1, after)
         self._connection = socket.socket(fileno=fd)

@@ -68,6 +68,17 @@ def confine(confinement: Confinement) -> tuple[Measure, ...]:
     return tuple(measures)
 
 
+def keep_out_of_files() -> tuple[Measure, ...]:
+    """Let no core dump hold this process's memory, nor another process of its user read it; what held of that.
+
+    For processes that keep secrets or what callers sent, and are not confined otherwise. Programs that it starts may
+    not dump core either, but can be looked into again (prctl(2), `PR_SET_DUMPABLE`).
+    """
+    core = limit("core", resource.RLIMIT_CORE, 0)
+    prctl(PR_SET_DUMPABLE, 0)
+    return core, Measure("not_dumpable", prctl(PR_GET_DUMPABLE) == 0)
+
+
 def go_first() -> Measure:
     """Where memory runs out, be ended before whoever has no such mark (proc_pid_oom_score_adj(5)). It opens a file."""
     path = Path("/proc/self/oom_score_adj")

@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     """`fd parent_pid region`, the five limits in the order of `ImageLimits`, and the equipment where there is any."""
     fd, parent_pid, shared, *numbers = (int(argument) for argument in arguments[:8])
     limits = ImageLimits(*numbers)
-    parent = Parent(fd, parent_pid, vocabulary(limits), keep=shared)
+    parent = Parent(fd, parent_pid, vocabulary(limits), keep=[shared])
     name_process("screener")
     region = open_region(shared)
     eyes = _equip(arguments[8]) if len(arguments) > 8 else None

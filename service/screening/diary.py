@@ -6,10 +6,23 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from service.processes.children import FORBIDDEN_CALL
+from service.processes.parent import UNFORESEEN
 from service.processes.sandbox import missing
 
 if TYPE_CHECKING:
     from service.processes.children import Child
+
+OURS = (UNFORESEEN, FORBIDDEN_CALL.decode())
+
+log = structlog.get_logger(source="screening")
+
+
+def hear(line: str) -> None:
+    """Log what a screening child says on its stderr. Of what a library prints, which may repeat an image's words or a
+    text, only how long it is."""
+    said = line if line.startswith(OURS) else f"{len(line)} characters of a library's"
+    log.warning("A screening child says something.", action="child_says", line=said)
 
 
 class Diary:

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import astuple
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from models import Pixels
 from service.errors import ImageRejected, ScreeningLost
-from service.processes.children import Child, ChildLost, Launch, bare_environ
+from service.processes.children import Cause, Child, ChildLost, Launch, bare_environ
 from service.processes.sandbox import Measure
 from service.processes.wire import Detector
 from service.screening import (
@@ -58,7 +59,6 @@ NO_LOOKS = Looks()
 SIGNATURES: dict[ImageFormat, bytes] = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
 
 Result = TypeVar("Result")
-
 
 Trust = Callable[[Slot, object], Result | None]
 """A child's reply as the gateway believes it, or nothing."""
@@ -108,6 +108,8 @@ class Screen:
             told=told,
         )
         self._slots = [Slot() for _ in range(children)]
+        self.losses: Counter[str] = Counter()
+        """Children that died or were killed, by cause; those that were replaced in good health are not among them."""
         self._idle: Turns[Slot] = Turns()
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -257,7 +259,7 @@ class Screen:
             async with asyncio.timeout(self.timeout_s):
                 reply = await child.ask(request)
         except TimeoutError:
-            child.kill("took too long over an image")
+            child.kill("took too long over an image", Cause.OVERDUE)
             raise reject(
                 "timeout",
                 f"The image took more than {self.timeout_s:g} s. Scale it down or save it again.",
@@ -268,11 +270,11 @@ class Screen:
             raise _crashed() from None
         if isinstance(reply, Rejected) and reply.reason in REASONS:
             if reply.spent:
-                child.kill("its decoder choked on an image")
+                child.kill("its decoder choked on an image", Cause.DECODER)
             raise reject(reply.reason, reply.detail[:DETAIL_CHARACTERS], reply.limit)
         trusted = trust(slot, reply)
         if trusted is None:  # a child that says what it should not is not asked again
-            child.kill("gave a reply that makes no sense")
+            child.kill("gave a reply that makes no sense", Cause.PROTOCOL)
             raise _crashed()
         return trusted
 
@@ -335,12 +337,14 @@ class Screen:
             if slot.child is not None and slot.child.alive:
                 return slot.child
             child = await slot.start(self._launch)
-            child.lost.add_done_callback(lambda _: self._notice_loss(slot))
+            child.lost.add_done_callback(lambda _: self._notice_loss(slot, child))
             return child
 
-    def _notice_loss(self, slot: Slot) -> None:
+    def _notice_loss(self, slot: Slot, child: Child) -> None:
         """A child that dies idle is replaced before anybody needs it."""
         if self._open:
+            if child.cause is not None and child.cause is not Cause.STOPPED:
+                self.losses[child.cause] += 1
             self._spawn(self._heal(slot))
 
     async def _replace(self, slot: Slot) -> None:

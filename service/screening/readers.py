@@ -10,10 +10,11 @@ import asyncio
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from service.errors import ScreeningLost
-from service.processes.children import Child, ChildLost, Launch, bare_environ, start_child
+from service.processes.children import Cause, Child, ChildLost, Launch, bare_environ, start_child
 from service.processes.sandbox import Measure
 from service.processes.wire import Detector
 from service.screening.diary import Diary
@@ -43,6 +44,8 @@ class Readers:
         )
         self._diary = Diary("texts")
         self._child: Child | None = None
+        self.losses: Counter[str] = Counter()
+        """Children that died or were killed, by cause."""
         self._turns: Turns[None] = Turns()
         self._turns.give(None)
         self._ids = itertools.count(1)
@@ -105,7 +108,7 @@ class Readers:
             async with asyncio.timeout(self._timeout_s):
                 reply = await child.ask(ReadRequest(next(self._ids), texts, query, lists))
         except TimeoutError:
-            child.kill("took too long over a text")
+            child.kill("took too long over a text", Cause.OVERDUE)
             return unread
         except ChildLost:
             if not self._open:
@@ -117,7 +120,7 @@ class Readers:
             and all(_may_stand(findings, names) for findings in reply.findings)
         ):
             return reply.findings
-        child.kill("gave a reply that makes no sense")
+        child.kill("gave a reply that makes no sense", Cause.PROTOCOL)
         return unread
 
     async def _living(self) -> Child:
@@ -133,12 +136,15 @@ class Readers:
         except ChildLost as exc:
             raise ScreeningLost("The text screening does not start.") from exc
         self._diary.tell_confinement(self._child)
-        self._child.lost.add_done_callback(lambda _: self._notice_loss())
-        return self._child
+        child = self._child
+        child.lost.add_done_callback(lambda _: self._notice_loss(child))
+        return child
 
-    def _notice_loss(self) -> None:
+    def _notice_loss(self, child: Child) -> None:
         """A child that dies idle is replaced before anybody needs it."""
         if self._open:
+            if child.cause is not None and child.cause is not Cause.STOPPED:
+                self.losses[child.cause] += 1
             self._healing = asyncio.get_running_loop().create_task(self._heal())
 
     async def _heal(self) -> None:

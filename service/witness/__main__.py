@@ -10,8 +10,8 @@ from pathlib import Path
 
 import uvicorn
 
-from service.processes.sandbox import PR_SET_DUMPABLE, prctl
-from service.watch.logs import configure, get_logger
+from service.processes.sandbox import keep_out_of_files
+from service.watch.logs import close, configure, get_logger
 from service.witness.door import Door
 from service.witness.judge import Judge
 from service.witness.store import Store, StoreBroken
@@ -25,9 +25,7 @@ log = get_logger(__name__)
 def main(folder: Path, host: str, port: int) -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     configure("info")
-    prctl(
-        PR_SET_DUMPABLE, 0
-    )  # no other process of our user reads the key from memory, and no core file keeps it
+    keep_out_of_files()
     try:
         store = Store(folder)
         with store.claimed():
@@ -55,6 +53,8 @@ def main(folder: Path, host: str, port: int) -> int:
     except (StoreBroken, OSError) as exc:
         sys.stderr.write(f"{type(exc).__name__}: {exc}\n")
         return 1
+    finally:
+        close()
     return 0 if server.started else 1
 
 

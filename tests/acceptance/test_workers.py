@@ -145,6 +145,9 @@ def test_the_metrics_count_the_workers(service: Service, two_workers: tuple[Proc
     }
     assert counted['pericarp_workers{state="assigned"}'] >= 2
     assert counted['pericarp_requests_total{operation="/v1/rerank",status="200"}'] >= 2
+    assert counted["pericarp_packs_total"] >= 2
+    assert 0 < counted["pericarp_packed_tokens_total"] <= counted["pericarp_pack_room_tokens_total"]
+    assert counted["pericarp_computed_tokens_total"] > 0
     for stranger in ("acme", json.dumps("demo"), service.key):
         assert stranger not in metrics.replace("pericarp-demo", "")
 

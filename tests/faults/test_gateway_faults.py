@@ -147,7 +147,8 @@ def test_it_recovers_from_a_kill_and_ends_whole_on_a_signal(
             first.process.wait()
             until(lambda: not living(family), GONE_S)
             assert first.orphans() == []
-        with serving(home) as second:
+        said = home.parent / "said"
+        with serving(home, PERICARP_LOG_FOLDER=str(said)) as second:
             record_property("first_start_s", round(first.up_s, 1))
             record_property("second_start_s", round(second.up_s, 1))
             print(f"first start {first.up_s:.1f} s, after a kill {second.up_s:.1f} s")
@@ -167,8 +168,9 @@ def test_it_recovers_from_a_kill_and_ends_whole_on_a_signal(
                 assert asked.result().status_code == 200, "an answer under way is still given"
             until(lambda: not living(family), GONE_S)
             assert second.orphans() == []
-            assert '"action": "service_stop"' in second.stderr
-            assert "Traceback" not in second.stderr
+            written = "".join(path.read_text() for path in said.iterdir())
+            assert '"action": "service_stop"' in written.splitlines()[-1]
+            assert "Traceback" not in written and second.stderr == ""
 
 
 PARTS = ("service.fleet.worker", "service.screening.child", "postgres_guardian.py")

@@ -41,6 +41,7 @@ async def test_a_worker_killed_in_a_request_is_replaced_and_the_request_answered
         assert scored.retried
         assert scored.worker != killed
         assert scored.scores.margins == (1.0, 3.0, 2.0)
+        assert fleet.tally.ends == {"died": 1}
 
 
 async def test_a_request_that_loses_two_workers_is_given_up_and_the_next_one_answered() -> None:
@@ -95,6 +96,7 @@ async def test_a_stopped_worker_is_noticed_by_its_silence_and_replaced() -> None
         os.kill(stopped, signal.SIGSTOP)
         scored = await asked
         assert scored.retried and scored.worker != stopped
+        assert fleet.tally.ends == {"silent": 1}
         await until(lambda: not Path(f"/proc/{stopped}").exists())
 
 
@@ -128,6 +130,7 @@ async def test_a_worker_that_hangs_long_past_its_deadline_is_killed() -> None:
         assert hung
         scored = await fleet.score(ACME, job("sleep 1.5"), deadline_s=20)
         assert scored.worker != hung and scored.retried, "it was killed with the one that it had beside"
+        assert fleet.tally.ends == {"overdue": 1}
 
 
 async def test_a_worker_that_hangs_is_noticed_though_every_caller_hangs_up_long_before() -> None:

@@ -18,7 +18,6 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -124,8 +123,7 @@ def main() -> int:
     device, dtype = torch.device(options.device), torch.bfloat16
     on_gpu = device.type == "cuda"
     model, prompt = make_model(options.shape, device, dtype)
-    with tempfile.TemporaryDirectory() as empty:
-        preparer = ImagePreparer(Path(empty), patch=14, merge=2, temporal_patch=2)
+    preparer = ImagePreparer({}, patch=14, merge=2, temporal_patch=2)
     form = "flex" if on_gpu else "cascade"
     qwen = Qwen(model, prompt, preparer, form="flex" if on_gpu else "cascade")
     parameters = sum(parameter.numel() for parameter in model.parameters())

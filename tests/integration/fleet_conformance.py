@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from models import Item, Job, JobTooLong, ModelFailed, Pixels
+from models import Item, Job, JobTooLong, ModelFailed, Pixels, Work
 from service.errors import BadRequest, Contained, DeadlineExceeded, DocumentTooLong, Overloaded
 from service.fleet.router import Fleet, Party
 
@@ -248,6 +248,17 @@ class FleetConformance:
         for expected in (0, 1, 2):
             assert sum(state.compilations for state in fleet.workers()) == expected
             await fleet.score(ACME, job("compile"), deadline_s=20)
+
+    async def test_what_workers_did_is_told_also_of_one_that_is_gone(self, fleet: Fleet) -> None:
+        for times in (1, 2):
+            await fleet.score(ACME, job("work"), deadline_s=20)
+            assert fleet.tally.work == Work(*(times * number for number in range(1, 10)))
+        assert fleet.tally.starts["ready"] >= 1 and fleet.tally.ends.total() == 0
+        assert fleet.longest_wait_s == 0.0
+        await fleet.expel(ACME)
+        await until(lambda: fleet.tally.ends == {"contained": 1})
+        await fleet.score(ACME, job("work"), deadline_s=20)
+        assert fleet.tally.work.packs == 3
 
     async def test_the_model_s_own_refusals_keep_their_type(self, fleet: Fleet) -> None:
         with pytest.raises(JobTooLong, match="101 tokens"):

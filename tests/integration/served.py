@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import httpx
@@ -90,11 +91,14 @@ def serve(
     *,
     judges_images: bool = False,
     network: Network | None = None,
+    puppet: bool = True,
+    ready: Callable[[LocalFleet], bool] = attrgetter("ready"),
     **settings: Any,
 ) -> Iterator[Served]:
-    """A service over that database, ready; gone afterwards whatever happened. `network` is for remote images.
+    """A service over that database, `ready`; gone afterwards whatever happened. `network` is for remote images.
 
-    The networks that judge images take seconds of a core to load: a module that sends images asks for them.
+    The networks that judge images take seconds of a core to load: a module that sends images asks for them. Without a
+    `puppet` its workers load the model that `settings` name.
     """
     installation = Installation(app_url, None, pepper, master_key, log_key)
     running: list[Served] = []
@@ -102,15 +106,18 @@ def serve(
     stop = threading.Event()
 
     async def run() -> None:
-        fleet = LocalFleet(model="puppet", worker=PUPPET, max_workers=4, spare_workers=1)
         networks = {"image_nets": judges_images, "image_text": judges_images}
         chosen = Settings(**{"model": "puppet", "screeners": 1, **networks, **settings})
-        app = create_app(chosen, installation, fleet=fleet, network=network)
+        puppets = (
+            LocalFleet(model="puppet", worker=PUPPET, max_workers=4, spare_workers=1) if puppet else None
+        )
+        app = create_app(chosen, installation, fleet=puppets, network=network)
+        fleet: LocalFleet = app.state.fleet
         server = uvicorn.Server(
             uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1)
         )
         serving = asyncio.create_task(server.serve())
-        while not (server.started and fleet.ready):
+        while not (server.started and ready(fleet)):
             assert not serving.done(), "it did not start"
             await asyncio.sleep(0.02)
         database = Database(app_url)

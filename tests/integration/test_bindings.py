@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from service import app
 from service.bindings import Bindings
 from service.fleet.router import Fleet
+from service.housekeeping import repeat
 from tenants.access import Caller
 from tenants.database import Database
 from tenants.errors import DatabaseUnavailable, SessionNotFound
@@ -190,18 +190,14 @@ async def test_a_use_costs_one_statement_and_a_sweep_two(app_url: str, make_call
 
 
 @pytest.mark.parametrize("trouble", [DatabaseUnavailable, ZeroDivisionError])
-async def test_no_trouble_in_one_sweep_is_the_end_of_sweeping(
-    monkeypatch: pytest.MonkeyPatch, trouble: type[Exception]
-) -> None:
-    monkeypatch.setattr(app, "SWEEP_EVERY_S", 0)
+async def test_no_trouble_in_one_sweep_is_the_end_of_sweeping(trouble: type[Exception]) -> None:
     swept = asyncio.Semaphore(0)
 
-    class Troubled:
-        async def sweep(self) -> None:
-            swept.release()
-            raise trouble
+    async def sweep() -> None:
+        swept.release()
+        raise trouble
 
-    sweeping = asyncio.create_task(app._sweep(cast(Bindings, Troubled())))
+    sweeping = asyncio.create_task(repeat(0, sweep))
     async with asyncio.timeout(10):
         for _ in range(3):
             await swept.acquire()

@@ -107,6 +107,7 @@ async def test_texts_that_a_dying_reader_held_are_failed_and_never_clean(readers
     os.kill(child(readers).pid, signal.SIGKILL)
     assert [set(each.failed) for each in await reading] == [set(DETECTORS)] * 2
     assert (await readers.read([PLAIN]))[0].failed == ()
+    assert readers.losses == {"died": 1}
 
 
 async def test_a_reader_that_hangs_is_killed_within_its_time() -> None:
@@ -118,6 +119,8 @@ async def test_a_reader_that_hangs_is_killed_within_its_time() -> None:
         (found,) = await readers.read([PLAIN])
         assert set(found.failed) == set(DETECTORS)
         assert not hung.alive
+        await asyncio.sleep(0)  # who counts is told in the loop's next turn
+        assert readers.losses == {"overdue": 1}
     finally:
         await readers.close()
 

@@ -13,6 +13,7 @@ import pytest
 
 from tenants import merkle
 from tenants.access import Role, Scope
+from tenants.backups import Made
 from tenants.checkpoint import Proof, open_checkpoint
 from tenants.envelope import ENVELOPE_BYTES, Envelope
 from tenants.sequencer import log_signer
@@ -97,6 +98,25 @@ def test_a_refusal_has_a_receipt_as_well(service: Served, vkey: str, tmp_path: P
     file = tmp_path / "refusal.tlog-proof"
     file.write_bytes(fetch(service, key, answer.headers["pericarp-receipt"]).content)
     assert verify("receipt", file, "--key", vkey).returncode == 0
+
+
+def test_a_receipt_says_which_backup_is_the_first_to_have_its_entry(service: Served) -> None:
+    name, key = service.search_key()
+    auditor = admin_key(service, name, Role.AUDITOR)
+    receipt = service.rerank(ASK, key).headers["pericarp-receipt"]
+    told = fetch(service, key, receipt)
+    assert told.headers["pericarp-backup"] == "none"
+    place = Proof.parse(told.text).index
+
+    async def note() -> None:
+        for sequence, log_size in ((7, place), (8, place + 1), (9, place + 2)):
+            await service.desk.backups.note(
+                Made(sequence, uuid.uuid4(), "full", None, log_size, 1, bytes(32))
+            )
+
+    service.wait(note())
+    assert fetch(service, key, receipt).headers["pericarp-backup"] == "8"
+    assert fetch(service, auditor, receipt, "/audit/v1/receipts/").headers["pericarp-backup"] == "8"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(120)
 
 TENANTLESS = (
     *("gateway", "audit_waiting", "audit_tile", "audit_checkpoint"),
-    *("audit_cosignature", "audit_witness"),
+    *("audit_cosignature", "audit_witness", "backup", "backup_check"),
 )
 """Tables with nothing of one tenant alone."""
 
@@ -165,6 +165,8 @@ async def test_unique_constraints_lead_with_the_tenant(superuser_url: str) -> No
         "pericarp.audit_checkpoint_pkey",
         "pericarp.audit_cosignature_pkey",
         "pericarp.audit_witness_pkey",
+        "pericarp.backup_pkey",
+        "pericarp.backup_check_pkey",
     }
 
 
@@ -184,6 +186,7 @@ async def test_functions_with_the_owners_rights_have_a_fixed_path_and_are_not_pu
     assert {row["proname"] for row in functions if row["app"]} == {
         *("find_tenant", "page_tenants", "due_purges", "purge_tenant", "list_workers", "due_thresholds"),
         *("due_pruning", "claim_pruning", "issue_warrant", "forget_end_user"),
+        *("note_backup", "note_backup_check", "note_backups_pruned"),
     }
 
 

@@ -217,6 +217,7 @@ async def test_a_child_killed_at_work_refuses_its_image_and_is_replaced(screen: 
     assert len(await screen.clean([JPEG, PNG, WEBP])) == 3
     await until(lambda: len(screen._idle) == 2)
     assert busy.pid not in {child.pid for child in children(screen)}
+    assert screen.losses == {"died": 1}
 
 
 async def test_a_hung_child_is_a_timeout_and_is_replaced() -> None:
@@ -230,6 +231,7 @@ async def test_a_hung_child_is_a_timeout_and_is_replaced() -> None:
         assert time.perf_counter() - start < 3.0
         assert len(await screen.clean([JPEG])) == 1
         assert children(screen)[0].pid != hung.pid
+        assert screen.losses == {"overdue": 1}
     finally:
         await screen.close()
 
@@ -253,6 +255,7 @@ async def test_a_child_on_which_the_decoder_choked_is_replaced_and_one_that_only
     await refusal(screen, images.draw_png(10, 10, 8, 2, bytes(5)))
     await until(lambda: len(screen._idle) == 2)
     assert len({child.pid for child in children(screen)} & before) == 1
+    assert screen.losses == {"decoder": 1}
 
 
 async def test_a_child_retires_after_its_share_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +268,7 @@ async def test_a_child_retires_after_its_share_of_images(monkeypatch: pytest.Mon
             await screen.clean([JPEG])
             pids |= {child.pid for child in children(screen)}
         assert 3 <= len(pids) <= 4
+        assert not screen.losses, "they were well"
     finally:
         await screen.close()
 

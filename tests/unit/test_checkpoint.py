@@ -163,3 +163,20 @@ def test_a_proof_that_is_written_otherwise_is_refused(old: str, new: str) -> Non
     assert Proof.parse(text)
     with pytest.raises(ProofInvalid):
         Proof.parse(text.replace(old, new, 1))
+
+
+def test_another_text_is_signed_and_can_pass_for_no_checkpoint() -> None:
+    signer = Signer("example.com/log", bytes(range(32)))
+    note = signer.sign_text("pericarp-incident/v1\nexample.com/log\n")
+    text, lines = split_note(note)
+    assert (text, len(lines)) == ("pericarp-incident/v1\nexample.com/log\n", 1)
+    with pytest.raises(ProofInvalid, match="three lines"):
+        open_checkpoint(note, [signer.key])
+    for bad in (
+        Checkpoint("example.com/log", 1, bytes(32)).text,
+        "no end",
+        "two\n\nparts\n",
+        "example.com/log\n",
+    ):
+        with pytest.raises(ValueError):
+            signer.sign_text(bad)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import Item, Job, JobExpired, JobTooLong, ModelFailed, Pixels, Scores
+from models import Item, Job, JobExpired, JobTooLong, ModelFailed, Pixels, Scores, Work
 from models import engine as engines
 from models.engine import Engine, Limits
 from models.memory import FeatureCache, Hasher, Pins, PrefixMemory
@@ -326,6 +326,17 @@ def test_a_ticket_in_use_is_refused(model: Arithmetic, answers: Answers) -> None
     answers.scores(0)
 
 
+def test_it_counts_how_full_its_packs_are(model: Arithmetic, answers: Answers) -> None:
+    engine = make(model, pack_tokens=20)
+    assert engine.work == Work()
+    engine.begin(0, texts("q", "a"), answers.take(0))  # 2 tokens each
+    answers.scores(0)
+    assert engine.work == Work(packs=1, packed_tokens=4, room_tokens=20)
+    engine.begin(1, texts("q", "a" * 99), answers.take(1))  # more than fits: a pack of its own size
+    answers.scores(1)
+    assert engine.work - Work(packs=1, packed_tokens=4, room_tokens=20) == Work(1, 102, 102)
+
+
 class TestSessions:
     JOB = Job(Item("q", picture(1)), (Item("d", picture(2)), Item("e"), Item("f", picture(3))))
 
@@ -351,6 +362,22 @@ class TestSessions:
         assert scores.margins == expected(other)
         assert scores.computed_tokens == len("new") + 1
         assert not model.packs[-1].parts[0].holds_prefix
+
+    def test_what_was_kept_and_what_was_not_is_counted(self, model: Arithmetic, answers: Answers) -> None:
+        engine = make(model)
+        self.ask(engine, answers, 0, self.JOB)
+        first = engine.work
+        assert (first.images_kept, first.images_seen) == (0, 3)
+        assert (first.prefixes_kept, first.prefixes_read) == (0, 1)
+        assert (first.candidates_kept, first.candidates_read) == (0, 3)
+        self.ask(engine, answers, 1, Job(self.JOB.query, (Item("new"), self.JOB.candidates[1])))
+        second = engine.work - first
+        assert (second.prefixes_kept, second.prefixes_read) == (1, 0)
+        assert (second.candidates_kept, second.candidates_read) == (1, 1)
+        self.ask(engine, answers, 2, self.JOB, None)
+        third = engine.work - second - first
+        assert (third.images_kept, third.images_seen) == (0, 3), "the session's are its own"
+        assert third.prefixes_read == third.candidates_read == 0, "without a session there is nothing to find"
 
     def test_other_queries_keep_the_images(self, model: Arithmetic, answers: Answers) -> None:
         engine = make(model)

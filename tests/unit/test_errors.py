@@ -10,8 +10,16 @@ from uuid import uuid4
 import pytest
 
 import models
-from models import JobExpired, JobTooLong, ModelError, ModelFailed
-from service.errors import CLIENT_CLOSED, TABLE, DocumentTooLong, ImageRejected, ServiceError, describe
+from models import JobExpired, JobTooLong, ModelError, ModelFailed, ModelRefused
+from service.errors import (
+    CLIENT_CLOSED,
+    TABLE,
+    DocumentTooLong,
+    ImageRejected,
+    InvalidAlerts,
+    ServiceError,
+    describe,
+)
 from service.processes.children import ChildLost
 from service.processes.wire import WireError
 from tenants.errors import (
@@ -26,6 +34,7 @@ from tenants.errors import (
     RequestTooCostly,
     SchemaOutdated,
     SealBroken,
+    SilenceNotFound,
     TenancyError,
     TenantSuspended,
     Unauthenticated,
@@ -33,11 +42,14 @@ from tenants.errors import (
 )
 
 NOT_AT_THE_EDGE: dict[type[Exception], str] = {
+    ModelRefused: "a worker that is starting; callers get ModelUnavailable",
     JobExpired: "a worker; its caller got DeadlineExceeded at the same moment",
     EntryInvalid: "a bug of ours, or a log that was altered: a 500 without a word, and an alarm",
     ProofInvalid: "a log that was altered: whoever verifies is told; to a caller a 500 without a word",
     SealBroken: "a wrong master key: a 500 without a word, and an alarm",
     InvalidIdentities: "the start, which it ends",
+    InvalidAlerts: "the start, which it ends",
+    SilenceNotFound: "the command line, which alone ends silences",
     KeySetInvalid: "beside the requests: the log; callers get KeySetMissing once no keys are left",
     UnsafeRole: "the start, which it ends",
     SchemaOutdated: "the start, which it ends",

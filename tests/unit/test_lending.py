@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import Item, Job, ModelFailed, lending, sealing, weights
+from models import Item, Job, ModelFailed, lending, sealed_memory, weights
 from models.cuda_memory import HANDLE_BYTES, PAGE_BYTES, CudaError, CudaRuntime
 from models.lending import (
     ALIGNMENT_BYTES,
@@ -73,7 +73,7 @@ def forge(memory: int, **changes: Any) -> int:
     told = json.loads(os.pread(memory, 1 << 20, 0)) | changes
     forged = os.memfd_create("forged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(forged, json.dumps(told).encode())
-    sealing.seal(forged)
+    sealed_memory.seal(forged)
     return forged
 
 
@@ -256,9 +256,10 @@ class TestLending:
         tokenizer = make_tokenizer()
         config: Any = make_config(tokenizer)
         config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
-        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(tmp_path)
-        tokenizer.save(str(tmp_path / "tokenizer.json"))
-        checkpoint = weights.find(str(tmp_path))
+        directory = tmp_path / "tied"  # a folder of a model holds nothing else
+        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(directory)
+        tokenizer.save(str(directory / "tokenizer.json"))
+        checkpoint = weights.find(str(directory))
         lend(checkpoint, torch.float32, cuda).offer(memory)
         model: Any = load_model(checkpoint, CPU, torch.float32, shared=BorrowedWeights(memory, cuda))
         assert model.lm_head.weight is model.model.language_model.embed_tokens.weight

@@ -28,7 +28,7 @@ OTHER_COLOURS = {"image_mean": [0.1, 0.5, 0.7], "image_std": [0.4, 0.2, 0.3]}
 
 def make_preparer(directory: Path, declared: dict[str, Any], *, patch: int = 14) -> ImagePreparer:
     (directory / "preprocessor_config.json").write_text(json.dumps(declared))
-    return ImagePreparer(directory, patch=patch, merge=2, temporal_patch=2)
+    return ImagePreparer.load(directory, patch=patch, merge=2, temporal_patch=2)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Pixels:

@@ -24,7 +24,7 @@ TOKEN = 28
 def preparer(tmp_path: Path) -> ImagePreparer:
     """Of a checkpoint that declares nothing: the reference's own limits hold."""
     (tmp_path / "preprocessor_config.json").write_text("{}")
-    return ImagePreparer(tmp_path, patch=14, merge=2, temporal_patch=2)
+    return ImagePreparer.load(tmp_path, patch=14, merge=2, temporal_patch=2)
 
 
 def refer(picture: Image.Image) -> tuple[torch.Tensor, list[int]]:

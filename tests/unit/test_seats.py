@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from models import Item, Job, Pixels
+from models import Item, Job, Pixels, Scores, Work
 from service.errors import Contained, Overloaded
+from service.fleet.messages import ScoreReply
 from service.fleet.router import Party, Ticket
 from service.fleet.seats import Rules, Seat, Seating, Stay
 from service.processes.children import Child
@@ -290,3 +291,25 @@ async def test_an_expelled_tenant_has_no_worker_kept_warm_until_it_asks_again() 
     assert rows.missing() == [pool]
     rows.join(ticket("acme", 2))
     assert set(rows.missing()) == {acme, pool}
+
+
+def test_what_a_worker_did_is_counted_once_though_its_replies_overtake_each_other() -> None:
+    acme = seat("acme")
+    states = (Work(packs=1, images_seen=2), Work(packs=3, images_seen=5), Work(packs=2, images_seen=2))
+    replies = [ScoreReply(number, Scores((), 0, 0, 0), 1.0, work=work) for number, work in enumerate(states)]
+    grown = [acme.note(reply) for reply in (*replies, "not a reply")]
+    assert grown == [states[0], Work(packs=2, images_seen=3), Work(), Work()]
+
+
+def test_a_worker_cannot_take_back_what_it_did() -> None:
+    acme = seat("acme")
+    reply = ScoreReply(1, Scores((), 0, 0, 0), 1.0, work=Work(packs=-5, packed_tokens=7))
+    assert acme.note(reply) == Work(packed_tokens=7)
+
+
+async def test_the_longest_wait_is_that_of_whoever_came_first() -> None:
+    rows = seating()
+    assert rows.longest_wait_s(9.0) == 0.0
+    for tenant, arrived_s in (("acme", 4.0), ("acme", 6.0), ("beta", 5.0)):
+        rows.join(ticket(tenant, arrived_s=arrived_s))
+    assert rows.longest_wait_s(9.0) == 5.0

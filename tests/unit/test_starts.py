@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from models import ANYONE, Trust
+from service.errors import ModelUnavailable, Overloaded
 from service.fleet.messages import OWNING
 from service.fleet.starts import Starts, worker_launch
+from service.fleet.trusting import REFUSED, add_arguments, read_trust
+from service.processes.children import ChildLost
 
 
 @pytest.fixture
@@ -22,6 +28,7 @@ def starts() -> Iterator[Starts]:
         start_s=1.0,
         silence_s=1.0,
         told=print,
+        trust=ANYONE,
     )
     made = Starts(launch, first_uid=None)
     made.share()
@@ -54,6 +61,55 @@ def test_failed_owners_and_workers_put_off_the_next_start_alike(starts: Starts) 
     assert starts.reason == "the weights cannot be lent: no room"
     assert starts.due(0.0, 1) == 0
     starts.begin()
-    starts.failed("no luck")
+    starts.failed(ChildLost("no luck"))
     assert starts.hopeless
     assert starts.reason == "a worker cannot be started: no luck"
+    assert isinstance(starts.excuse(0.0), Overloaded)
+
+
+def test_a_refused_model_is_told_at_once_and_forgotten_once_a_worker_came_up(starts: Starts) -> None:
+    starts.begin()
+    starts.failed(
+        ChildLost("exit status 6", status=REFUSED, last_words="ModelRefused: a.json is not what was signed")
+    )
+    told = starts.hopeless, starts.refusal, type(starts.excuse(0.0))
+    assert told == (True, "a.json is not what was signed", ModelUnavailable)
+    starts.begin()
+    starts.failed(ChildLost("exit status 4", status=4, last_words="ModelFailed: no memory"))
+    assert (starts.refusal, type(starts.excuse(0.0))) == (None, Overloaded)
+    starts.begin()
+    starts.succeeded(None)
+    assert not starts.hopeless
+
+
+def test_a_worker_is_told_whose_model_it_may_load_and_the_key_is_no_argument(starts: Starts) -> None:
+    trust = Trust(b"public", "/keys/model.sig", bytes(range(32)))
+    launch = worker_launch(
+        worker="a.worker",
+        model="m",
+        device="cpu",
+        dtype="auto",
+        threads=1,
+        offline=True,
+        start_s=1.0,
+        silence_s=1.0,
+        told=print,
+        trust=trust,
+    )
+    assert launch.secret == trust.seal_key
+    assert str(trust.seal_key) not in repr(launch) + repr(trust)
+    assert given(launch.argv) == (
+        "--signer",
+        "cHVibGlj",
+        "--signature",
+        "/keys/model.sig",
+        "--seal-key",
+        "{secret}",
+    )
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    out, into = os.pipe()
+    os.write(into, trust.seal_key)
+    os.close(into)
+    argv = [str(out) if each == "{secret}" else each for each in given(launch.argv)]
+    assert read_trust(parser.parse_args(argv)) == trust

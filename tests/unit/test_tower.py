@@ -48,7 +48,7 @@ def preparer(tmp_path_factory: pytest.TempPathFactory) -> ImagePreparer:
     directory = tmp_path_factory.mktemp("preprocessor")
     declared = {"max_pixels": MOST_PIXELS, "image_mean": [0.1, 0.5, 0.7], "image_std": [0.4, 0.2, 0.3]}
     (directory / "preprocessor_config.json").write_text(json.dumps(declared))
-    return ImagePreparer(directory, patch=14, merge=2, temporal_patch=2)
+    return ImagePreparer.load(directory, patch=14, merge=2, temporal_patch=2)
 
 
 def make_tiny(**vision: Any) -> Qwen2_5_VLForConditionalGeneration:
@@ -112,7 +112,7 @@ def test_the_demo_models_features_are_the_stock_towers(
 ) -> None:
     """One window to an image, two, and a mixture."""
     rng = random.Random(1)
-    preparer = ImagePreparer(DEMO_DIRECTORY, patch=14, merge=2, temporal_patch=2)
+    preparer = ImagePreparer.load(DEMO_DIRECTORY, patch=14, merge=2, temporal_patch=2)
     images = [preparer.prepare(picture(rng, rows, columns)) for rows, columns in sides]
     assert [each.patch_grid for each in images] == [(1, 2 * rows, 2 * columns) for rows, columns in sides]
     assert_alike(Tower(demo, preparer.colours).see(images), stock_features(demo, images))
@@ -184,7 +184,7 @@ def test_bf16_features_are_closer_to_fp32_than_the_stock_towers(
 ) -> None:
     """Both with attention in fp32 and, as over the many rows of a large image, in bf16."""
     monkeypatch.setattr("models.tower._PRECISE_ROWS", precise_rows)
-    preparer = ImagePreparer(DEMO_DIRECTORY, patch=14, merge=2, temporal_patch=2)
+    preparer = ImagePreparer.load(DEMO_DIRECTORY, patch=14, merge=2, temporal_patch=2)
     images = [preparer.prepare(each) for each in pictures(random.Random(5), 8)]
     small = load_demo(torch.bfloat16)
     exact = torch.cat(stock_features(demo, images))

@@ -50,12 +50,12 @@ def test_a_known_hash_stands_for_its_file_and_no_other(checkpoint: Path) -> None
 
 
 def test_shards_are_those_of_the_index_and_of_this_directory(checkpoint: Path) -> None:
-    assert weights.files(checkpoint) == [checkpoint / "model.safetensors"]
+    assert weights.find(str(checkpoint)).weights() == [checkpoint / "model.safetensors"]
     (checkpoint / "model.safetensors").rename(checkpoint / "b.safetensors")
     index = checkpoint / "model.safetensors.index.json"
     (checkpoint / "a.safetensors").write_bytes(b"weights")
     with pytest.raises(ValueError, match="index"):
-        weights.files(checkpoint)
+        weights.find(str(checkpoint)).weights()
     for shards, good in (
         (["b.safetensors", "a.safetensors", "b.safetensors"], True),
         (["../b.safetensors"], False),
@@ -66,14 +66,17 @@ def test_shards_are_those_of_the_index_and_of_this_directory(checkpoint: Path) -
     ):
         index.write_text(json.dumps({"weight_map": {str(at): shard for at, shard in enumerate(shards)}}))
         if good:
-            assert weights.files(checkpoint) == [checkpoint / "a.safetensors", checkpoint / "b.safetensors"]
+            assert weights.find(str(checkpoint)).weights() == [
+                checkpoint / "a.safetensors",
+                checkpoint / "b.safetensors",
+            ]
         else:
             with pytest.raises(ValueError, match="index"):
-                weights.files(checkpoint)
+                weights.find(str(checkpoint)).weights()
 
 
-def test_pickles_are_not_weights(checkpoint: Path) -> None:
-    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+def test_a_checkpoint_without_safetensors_is_none(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "model.gguf")
     with pytest.raises(ModelNotFound, match="no safetensors"):
         weights.find(str(checkpoint))
 

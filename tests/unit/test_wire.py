@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import Item, Job, ModelCard, Pixels, Scores
+from models import Item, Job, ModelCard, Pixels, Scores, Work
 from service.fleet.messages import (
     SCORING,
     Assign,
@@ -82,7 +82,7 @@ messages = st.one_of(
     st.builds(Cancel, ints),
     st.builds(EndSession, texts, texts),
     st.builds(Forget, texts),
-    st.builds(ScoreReply, ints, scores, floats, ints),
+    st.builds(ScoreReply, ints, scores, floats, ints, st.builds(Work, ints, ints, ints)),
     st.builds(TooLong, ints, ints, ints),
 )
 
@@ -166,7 +166,7 @@ def test_a_frame_cut_anywhere_is_refused(message: object, data: st.DataObject) -
     "whole",
     [
         ["Failure", [1, "code", "detail"], []],
-        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {"a": 1.0}], 1.0, 0], []],
+        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {"a": 1.0}], 1.0, 0, [0] * 9], []],
         ["ScoreRequest", [1, "t", [["q", None], [["c", None]], None, None, True], 1.0, None, None], []],
     ],
 )
@@ -193,10 +193,12 @@ def test_what_the_next_test_changes_is_a_message(whole: Any) -> None:
         ["Scores", [[], 1, 1, 1, [], 0, {}], []],  # travels inside a message, and is none itself
         ["Exit", [], []],
         [["Beat"], [], []],
-        ["ScoreReply", [1, [[1], 1, 1, 1, [], 0, {}], 1.0, 0], []],  # an int is no float
-        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {"a": 1}], 1.0, 0], []],
-        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {1: 1.0}], 1.0, 0], []],
-        ["ScoreReply", [1, [1.0, 1, 1, 1, [], 0, {}], 1.0, 0], []],
+        ["ScoreReply", [1, [[1], 1, 1, 1, [], 0, {}], 1.0, 0, [0] * 9], []],  # an int is no float
+        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {"a": 1}], 1.0, 0, [0] * 9], []],
+        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {1: 1.0}], 1.0, 0, [0] * 9], []],
+        ["ScoreReply", [1, [1.0, 1, 1, 1, [], 0, {}], 1.0, 0, [0] * 9], []],
+        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {}], 1.0, 0, [0] * 8], []],
+        ["ScoreReply", [1, [[1.0], 1, 1, 1, [], 0, {}], 1.0, 0, [0.0] * 9], []],
         [
             "ScoreRequest",
             [1, "t", [["q", None], [[None, None]], None, None, True], 1.0, None, None],

@@ -235,6 +235,7 @@ def tell(key: Key) -> dict[str, Any]:
         "revoked_at": key.revoked_at,
         "revoked_reason": key.revoked_reason,
         "contained_at": key.contained_at,
+        "contained_until": key.contained_until,
         "scopes": list(key.scopes),
         "allowed_cidrs": list(key.allowed_cidrs),
         "limits": orjson.loads(key.limits.to_json()),

@@ -151,6 +151,9 @@ class KeyAnswer(BaseModel):
     revoked_at: datetime | None
     revoked_reason: str | None
     contained_at: datetime | None
+    contained_until: datetime | None = Field(
+        description="When a rule's containment ends by itself; null: somebody has to."
+    )
     scopes: list[Scope]
     allowed_cidrs: list[str]
     limits: dict[str, int]
