@@ -45,6 +45,7 @@ from service.exposition import Exposition
 from service.fleet.local import LocalFleet
 from service.fleet.router import Party
 from service.housekeeping import (
+    BACKUPS_EVERY_S,
     ENFORCE_EVERY_S,
     FORGET_EVERY_S,
     REAP_EVERY_S,
@@ -55,6 +56,7 @@ from service.housekeeping import (
     forget,
     reap,
     repeat,
+    tell_backups,
     tidy,
 )
 from service.key_sets import KeySets
@@ -236,6 +238,7 @@ def create_app(
         (FORGET_EVERY_S, partial(forget, quotas)),
         (ENFORCE_EVERY_S, enforcement.enforce),
         (REPORT_EVERY_S, enforcement.report),
+        (BACKUPS_EVERY_S, partial(tell_backups, desk.backups)),
         (
             TIDY_EVERY_S,
             partial(tidy, desk.administration, desk.repeats, desk.adapting, desk.erasing, evidence),
