@@ -20,7 +20,9 @@ SHAPES = {f"#/components/schemas/{shape.__name__}": shape for shape in (*BODIES,
 
 
 def operations() -> Iterator[tuple[str, dict[str, Any]]]:
-    app = create_app(Settings(), Installation("postgresql://nobody@/nothing", None, *[bytes(32)] * 3))
+    app = create_app(
+        Settings(), Installation("postgresql://nobody@/nothing", None, bytes(32), bytes(32), bytes(32))
+    )
     for path, methods in app.openapi()["paths"].items():
         if path.startswith(("/admin/", "/audit/v1/entries", "/audit/v1/counts")):
             yield from ((f"{method.upper()} {path}", operation) for method, operation in methods.items())

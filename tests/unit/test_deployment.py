@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT, GPU = ROOT / "deploy" / "pericarp.service", ROOT / "deploy" / "pericarp.service.d" / "gpu.conf"

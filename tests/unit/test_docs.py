@@ -128,7 +128,9 @@ def test_every_path_stands_in_the_api_page(path: str) -> None:
 def test_every_path_of_an_administrator_or_auditor_stands_in_its_page(
     prefix: str, page: str, least: int
 ) -> None:
-    app = create_app(Settings(), Installation("postgresql://nobody@/nothing", None, *[bytes(32)] * 3))
+    app = create_app(
+        Settings(), Installation("postgresql://nobody@/nothing", None, bytes(32), bytes(32), bytes(32))
+    )
     paths = {path: methods for path, methods in app.openapi()["paths"].items() if path.startswith(prefix)}
     assert len(paths) >= least
     missing = [
