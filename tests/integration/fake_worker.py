@@ -156,8 +156,6 @@ class Puppet:
             raise RuntimeError(f"secret text: {argument}")
         elif command == "nan":
             margins = (float("nan"),) * len(margins)
-        elif command == "uid":
-            margins = (float(os.getuid()), float(os.getgid()), float(len(os.getgroups())))
         elif command == "open":
             margins = (float(_can_read(argument)),)
         pixels = sum(item.image.width * item.image.height for item in job.candidates if item.image)
