@@ -136,7 +136,7 @@ async def preserve(
     parcel.put("counts.json", _dump([_tell_count(*each) for each in sorted(counts.items())]))
     about = [tenant] if tenant is not None else await desk.directory.list_tenants()
     parcel.put("tenants.json", _dump([await _describe(desk, each) for each in about]))
-    parcel.put("configuration.json", _dump(_configuration(settings)))
+    parcel.put("configuration.json", _dump(settings.tell()))
     if metrics is not None:
         parcel.put("metrics.txt", metrics)
     signer = log_signer(found.log_key)
@@ -246,13 +246,6 @@ async def _describe(desk: Desk, tenant: Tenant) -> dict[str, Any]:
         ],
         "keys": [_fields(each) for each in await desk.directory.keys.list(tenant.id)],
     }
-
-
-def _configuration(settings: Settings) -> dict[str, Any]:
-    """Every setting; of a command that prints a key its first word, for others may hold what opens it."""
-    told = settings.model_dump(mode="json")
-    told["model_seal_command"] = told["model_seal_command"][:1]
-    return told
 
 
 def _versions() -> dict[str, Any]:
