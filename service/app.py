@@ -239,7 +239,6 @@ def create_app(
         (BACKUPS_EVERY_S, partial(tell_backups, desk.backups)),
         (ENFORCE_EVERY_S, enforcement.enforce),
         (REPORT_EVERY_S, enforcement.report),
-        (BACKUPS_EVERY_S, partial(tell_backups, desk.backups)),
         (
             TIDY_EVERY_S,
             partial(tidy, desk.administration, desk.repeats, desk.adapting, desk.erasing, evidence),
