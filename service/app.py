@@ -45,6 +45,7 @@ from service.exposition import Exposition
 from service.fleet.local import LocalFleet
 from service.fleet.router import Party
 from service.housekeeping import (
+    BACKUPS_EVERY_S,
     ENFORCE_EVERY_S,
     FORGET_EVERY_S,
     REAP_EVERY_S,
@@ -55,6 +56,7 @@ from service.housekeeping import (
     forget,
     reap,
     repeat,
+    tell_backups,
     tidy,
 )
 from service.key_sets import KeySets
@@ -234,6 +236,7 @@ def create_app(
         (REAP_EVERY_S, partial(reap, quotas)),
         (SWEEP_EVERY_S, bindings.sweep),
         (FORGET_EVERY_S, partial(forget, quotas)),
+        (BACKUPS_EVERY_S, partial(tell_backups, desk.backups)),
         (ENFORCE_EVERY_S, enforcement.enforce),
         (REPORT_EVERY_S, enforcement.report),
         (

@@ -6,23 +6,16 @@ client of a key management service, say). It is in no argument, no environment a
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cobblestone import KEY_BYTES
 from models import ANYONE, ModelRefused, Trust
 from models.manifest import public_der, read_public_key
+from service.given_keys import KeyNotGiven, read_given_key
 
 if TYPE_CHECKING:
     from service.settings import Settings
-
-COMMAND_S = 60.0
-"""How long a command may take to print the key."""
-_KEY_BYTES_MOST = 1024
 
 
 def read_trust(settings: Settings) -> Trust:
@@ -51,38 +44,7 @@ def read_seal_key(descriptor: int | None, command: Sequence[str]) -> bytes | Non
 
     Raises `ModelRefused`, whose text holds nothing of what was read.
     """
-    if descriptor is not None:
-        try:
-            with os.fdopen(descriptor, "rb") as file:
-                return _decode(file.read(_KEY_BYTES_MOST), f"descriptor {descriptor}")
-        except OSError as exc:
-            raise ModelRefused(
-                f"the key of sealed models cannot be read: descriptor {descriptor} is not open"
-            ) from exc
-    if not command:
-        return None
     try:
-        done = subprocess.run(
-            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=COMMAND_S, check=True
-        )
-    except subprocess.CalledProcessError as exc:
-        raise ModelRefused(
-            f"the command for the key of sealed models ended with status {exc.returncode}"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise ModelRefused(
-            f"the command for the key of sealed models took longer than {COMMAND_S:g} s"
-        ) from None
-    except OSError as exc:
-        raise ModelRefused(f"the command for the key of sealed models cannot be run: {exc.strerror}") from exc
-    return _decode(done.stdout, "the command")
-
-
-def _decode(data: bytes, source: str) -> bytes:
-    if len(data) == KEY_BYTES:
-        return data
-    if re.fullmatch(rb"[0-9A-Fa-f]{64}\s*", data):
-        return bytes.fromhex(data.decode())
-    raise ModelRefused(
-        f"the key of sealed models has {KEY_BYTES} bytes, or as many in hex; {source} gave {len(data)}"
-    )
+        return read_given_key("the key of sealed models", descriptor, command)
+    except KeyNotGiven as exc:
+        raise ModelRefused(str(exc)) from exc

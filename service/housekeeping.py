@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from service.watch import metrics
 from service.watch.logs import get_logger, where_it_broke
 from tenants.errors import DatabaseUnavailable
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from service.administration import Administration
     from service.erasing import Erasing
     from tenants.access import TenantId
+    from tenants.backups import Backups
     from tenants.directory import Tenant
     from tenants.evidence import Evidence
     from tenants.quotas import Quotas
@@ -27,6 +29,7 @@ REAP_EVERY_S = 10.0
 SWEEP_EVERY_S = 5.0
 """How long workers may keep what belongs to a session that expired, or that another gateway closed."""
 FORGET_EVERY_S = 3600.0
+BACKUPS_EVERY_S = 60.0
 TIDY_EVERY_S = 60.0
 """How long a tenant whose grace is over may wait for its purge, an answer that is kept no longer, and the daily steps of
 thresholds and of the log."""
@@ -70,6 +73,14 @@ async def forget(quotas: Quotas) -> None:
     """Delete usage that is older than its tenant keeps it."""
     if forgotten := await quotas.forget_usage():
         log.info("deleted old usage", action="usage_forgotten", count=forgotten)
+
+
+async def tell_backups(backups: Backups) -> None:
+    """Tell metrics how old the newest backups are: a scrape asks no database."""
+    standing = await backups.standing()
+    metrics.note_backup("run", standing.backup_age_s)
+    metrics.note_backup("verify", standing.verified_age_s)
+    metrics.note_backup("drill", standing.drilled_age_s)
 
 
 async def tidy(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import DirectoryPath, Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -224,12 +224,12 @@ class Settings(BaseSettings):
         None,
         description="Where backups go: the absolute path of a folder, or `s3://bucket/prefix`; unset: nowhere.",
     )
-    backup_key_command: str | None = Field(
-        None,
-        description="Command that prints the backups' key, of a KMS say; run without a shell. Unset: `secrets/backup-key`.",
+    backup_key_command: tuple[str, ...] = Field(
+        (),
+        description='Command that prints the key of backups, as JSON: `["kms", "decrypt", "…"]`. Unset: `secrets/backup-key`.',
     )
     backup_key_fd: int | None = Field(
-        None, ge=3, description="Descriptor that a backup command reads the backups' key from, instead."
+        None, ge=0, description="Descriptor that a backup command reads the key of backups from, instead."
     )
     backup_database_url: SecretStr | None = Field(
         None,
@@ -270,6 +270,13 @@ class Settings(BaseSettings):
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False  # a name: wherever it leads
+
+    def tell(self) -> dict[str, Any]:
+        """Every setting as JSON has it, a secret as ***; of a command that prints a key its first word: others may open it."""
+        told = self.model_dump(mode="json")
+        for name in ("model_seal_command", "backup_key_command"):
+            told[name] = told[name][:1]
+        return told
 
     @property
     def model_is_local(self) -> bool:

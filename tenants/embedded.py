@@ -58,7 +58,6 @@ from tenants.postgres_cluster import (
 )
 from tenants.postgres_guardian import BUSY, status
 from tenants.postgres_orphans import clear_remains
-from tenants.provisioning import scram_verifier
 
 __all__ = [
     "BinariesMissing",
@@ -173,13 +172,14 @@ def adopt(
     home: Path,
     fill: Callable[[Path], None],
     *,
+    verifier_of: Callable[[str], str],
     account: str = "pericarp",
     outside: Path = OUTSIDE,
 ) -> None:
     """Make the database of a home that has none out of what `fill` writes into an empty folder: a restored base backup.
 
-    The superuser's password becomes this home's own. Interrupted, it has not happened. Raises an EmbeddedError, and what
-    `fill` raises.
+    The superuser's password becomes this home's own; `verifier_of` makes a SCRAM verifier of one. Interrupted, it has not
+    happened. Raises an EmbeddedError, and what `fill` raises.
     """
     home = _prepare(home, {})
     with turn(home / "postgres" / "lock", _START_S):
@@ -188,7 +188,7 @@ def adopt(
         place = place_of(home, account, outside)
         for draft in place.cluster.glob("draft-*"):  # of an adoption that was killed
             shutil.rmtree(draft)
-        verifier = scram_verifier(password_of(home, place))
+        verifier = verifier_of(password_of(home, place))
         take_in(home, place, binaries_for(place, outside), fill, verifier)
         keep(home, replace(place, initialised=True))
 

@@ -97,12 +97,12 @@ def check_value(secret: bytes) -> str:
 
 async def collect(settings: Settings, home: Path, directory: Directory, database: str) -> Configuration:
     """Of an installation that is open. Raises `BackupRefused` where a file cannot be read."""
-    plain, files = {}, {}
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            continue
-        plain[name] = str(value) if isinstance(value, Path) else value
+    plain = {
+        name: value
+        for name, value in settings.tell().items()
+        if not isinstance(getattr(settings, name), SecretStr)
+    }
+    files: dict[str, bytes] = {}
     for name in FILES:
         path: Path | None = getattr(settings, name)
         if path is not None:

@@ -20,6 +20,7 @@ from service.backup.model_files import Model
 from service.backup.parts import open_part
 from service.backup.shelf import DIGITS, Shelf, Shelved
 from tenants import base_backup, embedded
+from tenants.provisioning import scram_verifier
 
 if TYPE_CHECKING:
     import cobblestone
@@ -64,7 +65,11 @@ def put_together(binaries: Path, unpacked: Sequence[Path], home: Path, *, durabl
 
     `durably`: it survives a power cut. Raises `BaseBackupFailed`, an `EmbeddedError`, `OSError`.
     """
-    embedded.adopt(home, lambda cluster: base_backup.combine(binaries, unpacked, cluster, durably=durably))
+    embedded.adopt(
+        home,
+        lambda cluster: base_backup.combine(binaries, unpacked, cluster, durably=durably),
+        verifier_of=scram_verifier,
+    )
 
 
 class _Counted:

@@ -6,9 +6,6 @@ others; without it no backup opens, so it is kept where the installation's other
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from service.backup import BackupRefused
+from service.given_keys import KeyNotGiven, read_given_key
 from service.installation import SECRET_BYTES, keep_secret
 from tenants.checkpoint import Signer
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 FILE = "backup-key"
-COMMAND_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +53,12 @@ def read_secret(settings: Settings, home: Path, *, make: bool = False) -> bytes:
 
     Raises `BackupRefused` where there is none, or what is there is no key.
     """
-    if settings.backup_key_fd is not None:
-        try:
-            with os.fdopen(settings.backup_key_fd, "rb") as file:
-                return _parse(file.read(4096), "PERICARP_BACKUP_KEY_FD")
-        except OSError as exc:
-            raise BackupRefused(f"PERICARP_BACKUP_KEY_FD cannot be read: {exc.strerror}") from exc
-    if settings.backup_key_command is not None:
-        return _parse(_ask(settings.backup_key_command), "PERICARP_BACKUP_KEY_COMMAND")
+    try:
+        given = read_given_key("the key of backups", settings.backup_key_fd, settings.backup_key_command)
+    except KeyNotGiven as exc:
+        raise BackupRefused(str(exc)) from exc
+    if given is not None:
+        return given
     path = home / "secrets" / FILE
     if not make and not path.exists():
         raise BackupRefused(f"{path} is not there: backups open with the key that they were made with")
@@ -71,37 +66,6 @@ def read_secret(settings: Settings, home: Path, *, make: bool = False) -> bytes:
         return keep_secret(path)
     except RuntimeError as exc:
         raise BackupRefused(str(exc)) from exc
-
-
-def _ask(command: str) -> bytes:
-    try:
-        done = subprocess.run(
-            shlex.split(command),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMMAND_S,
-            check=False,
-        )
-    except (OSError, ValueError, subprocess.TimeoutExpired) as exc:
-        raise BackupRefused(f"PERICARP_BACKUP_KEY_COMMAND did not run: {type(exc).__name__}") from exc
-    if done.returncode:
-        raise BackupRefused(f"PERICARP_BACKUP_KEY_COMMAND ended with status {done.returncode}")
-    return done.stdout
-
-
-def _parse(data: bytes, name: str) -> bytes:
-    """32 bytes as they are, or as 64 hexadecimal digits in a line."""
-    if len(data) == SECRET_BYTES:
-        return data
-    try:
-        secret = bytes.fromhex(data.decode("ascii").strip())
-    except ValueError:
-        secret = b""
-    if len(secret) != SECRET_BYTES:
-        raise BackupRefused(
-            f"{name} gives no key: {SECRET_BYTES} bytes, or {2 * SECRET_BYTES} hexadecimal digits"
-        )
-    return secret
 
 
 def _expand(secret: bytes, purpose: bytes) -> bytes:

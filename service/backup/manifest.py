@@ -1,5 +1,6 @@
-"""What a backup is: a note (C2SP signed-note) of three lines, signed with Ed25519 by the backups' own key.
+"""What a backup is: a note (C2SP signed-note) of four lines, signed with Ed25519 by the backups' own key.
 
+    pericarp-backup/v1
     pericarp/backup/<installation>
     <sequence number>
     <JSON in one way to write it: sorted keys, integers and strings>
@@ -27,6 +28,7 @@ from tenants.checkpoint import Checkpoint, open_note, read_base64, read_decimal,
 from tenants.errors import ProofInvalid
 from tenants.merkle import HASH_BYTES
 
+FORM = "pericarp-backup/v1"
 FULL, INCREMENTAL = "full", "incremental"
 CONFIGURATION, MODEL, DATABASE, DATABASE_MANIFEST = "configuration", "model", "database", "database-manifest"
 PARTS = (CONFIGURATION, MODEL, DATABASE, DATABASE_MANIFEST)
@@ -106,7 +108,7 @@ def sign(manifest: Manifest, key: BackupKey) -> bytes:
             "manifest_sha256": manifest.parent.manifest_sha256,
             "sequence": manifest.parent.sequence,
         }
-    text = f"{key.signer.key.name}\n{manifest.sequence}\n{_canonical(told)}\n"
+    text = f"{FORM}\n{key.signer.key.name}\n{manifest.sequence}\n{_canonical(told)}\n"
     return key.signer.sign_text(text).encode()
 
 
@@ -114,7 +116,7 @@ def open_manifest(note: bytes, key: BackupKey) -> Manifest:
     """The manifest of a note that this key has signed, for this installation. Raises `BackupDamaged`."""
     try:
         text = open_note(note.decode(), key.signer.key)
-        name, sequence, line, end = text.split("\n")
+        form, name, sequence, line, end = text.split("\n")
         told = orjson.loads(line)
         parent = told.pop("parent", None)
         manifest = Manifest(
@@ -136,7 +138,13 @@ def open_manifest(note: bytes, key: BackupKey) -> Manifest:
         raise BackupDamaged(f"a manifest does not hold: {exc}") from exc
     names = sorted(part.name for part in manifest.parts)
     parent_is_before = manifest.parent is None or 0 < manifest.parent.sequence < manifest.sequence
-    if name != key.signer.key.name or end or told or names != sorted(PARTS) or not parent_is_before:
+    if (
+        (form, name) != (FORM, key.signer.key.name)
+        or end
+        or told
+        or names != sorted(PARTS)
+        or not parent_is_before
+    ):
         raise BackupDamaged("a manifest does not hold: it is of another kind or installation")
     if sign(manifest, key) != note:
         raise BackupDamaged("a manifest does not hold: it is written in another way than ours")

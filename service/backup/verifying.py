@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models import ModelError
+from models.weights import find
 from service.backup import BackupDoubted, Progress
 from service.backup.fetching import fetch_small, put_together, unpack_chain
-from service.backup.model_files import check_model
+from service.backup.model_files import check_model, restore_model
 from tenants import base_backup, embedded, merkle
 from tenants.checkpoint import Checkpoint, VerifyKey, open_checkpoint
 from tenants.errors import ProofInvalid
@@ -24,6 +26,8 @@ from tenants.postgres_account import carried_binaries
 from tenants.restored_log import Recomputed, recompute
 
 if TYPE_CHECKING:
+    from models import Trust
+    from service.backup.model_files import Model
     from service.backup.shelf import Shelf, Shelved
     from service.desk import Desk
 
@@ -56,19 +60,11 @@ class Expected:
 class Verifying:
     """Verifies backups of one installation, in a scratch folder."""
 
-    def __init__(self, *, shelf: Shelf, log_key: VerifyKey, progress: Progress) -> None:
+    def __init__(self, *, shelf: Shelf, log_key: VerifyKey, trust: Trust, progress: Progress) -> None:
         self._shelf = shelf
+        self._trust = trust
         self._log_key = log_key
         self._progress = progress
-
-    def choose(self, sequence: int | None) -> Shelved:
-        """That backup, or the newest. Raises `BackupDoubted` where there is none, `BackupDamaged`."""
-        shelved = self._shelf.newest() if sequence is None else self._shelf.find(sequence)
-        if shelved is None:
-            raise BackupDoubted(
-                "there is no backup" if sequence is None else f"there is no backup {sequence}"
-            )
-        return shelved
 
     async def verify(
         self, shelved: Shelved, room: Path, *, live: Desk | None, witnessed: Sequence[Expected]
@@ -79,8 +75,7 @@ class Verifying:
             witnessed = [*witnessed, *await cosigned(live, self._log_key)]
         chain = self._shelf.chain(shelved)
         configuration, model = await asyncio.to_thread(fetch_small, self._shelf, shelved)
-        with self._progress("Model files", sum(file.size_bytes for file in model.files)) as told:
-            await asyncio.to_thread(check_model, self._shelf.store, self._shelf.key, model, told)
+        await asyncio.to_thread(self._check_model, model, room / "model")
         binaries = carried_binaries()
         unpacked = await asyncio.to_thread(unpack_chain, self._shelf, chain, binaries, room, self._progress)
         with self._progress("Recovering", None):
@@ -100,6 +95,19 @@ class Verifying:
             len(model.files),
             tuple(compared),
         )
+
+    def _check_model(self, model: Model, folder: Path) -> None:
+        """Read every file; where models must be signed, as a worker would load them."""
+        store, key = self._shelf.store, self._shelf.key
+        with self._progress("Model files", sum(file.size_bytes for file in model.files)) as told:
+            if not (self._trust.signer and model.files):
+                check_model(store, key, model, told)
+                return
+            restore_model(store, key, model, folder, told)
+        try:
+            find(str(folder), trust=self._trust)
+        except ModelError as exc:
+            raise BackupDoubted(f"the backup's model would not be loaded: {exc}") from exc
 
     def _read_all(self, home: Path, database: str, sizes: frozenset[int]) -> Recomputed:
         with embedded.running(home, settings={"fsync": "off"}) as server:

@@ -26,7 +26,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from service.backup import BackupRefused
+from models import ModelError
+from service.backup import BackupDoubted, BackupRefused
 from service.backup.drilling import drill
 from service.backup.key import BackupKey, derive, read_secret
 from service.backup.making import Making
@@ -39,6 +40,7 @@ from service.backup.verifying import Expected, Verifying, read_checkpoint
 from service.backup.workplace import alone, scratch
 from service.cli.console import JsonFlag, print_record, print_records
 from service.cli.opening import installation, operator, work_in
+from service.custody import read_trust
 from service.desk import Desk
 from service.installation import SECRET_BYTES, opened
 from service.settings import Settings
@@ -349,11 +351,18 @@ def _drill(at: Opened, shelved: Shelved) -> dict[str, Any]:
 
 
 def _verifying(at: Opened) -> Verifying:
-    return Verifying(shelf=at.shelf, log_key=at.log_key, progress=stage)
+    try:
+        trust = read_trust(at.settings)
+    except ModelError as exc:
+        raise BackupRefused(f"the model's signature cannot be checked: {exc}") from exc
+    return Verifying(shelf=at.shelf, log_key=at.log_key, trust=trust, progress=stage)
 
 
 def _choose(at: Opened, sequence: int | None) -> Shelved:
-    return _verifying(at).choose(sequence)
+    shelved = at.shelf.newest() if sequence is None else at.shelf.find(sequence)
+    if shelved is None:
+        raise BackupDoubted("there is no backup" if sequence is None else f"there is no backup {sequence}")
+    return shelved
 
 
 def _expected(checkpoint: Path | None, log_key: VerifyKey) -> list[Expected]:

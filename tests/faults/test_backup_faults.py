@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from models.weights import DEMO_DIRECTORY
 from tests.acceptance.service_process import REPOSITORY, environment, until
 from tests.integration.backup_home import Home, backup_home
 from tests.integration.s3_store import S3, WEED, faults_before, s3_store
@@ -140,6 +143,26 @@ def test_a_tiny_disk_that_is_full_ends_a_run_a_verify_and_a_restore(home: Home) 
             subprocess.run(["umount", elsewhere.home / "backup"], check=True)
         elsewhere.backup("restore")
     assert home.backup("verify")["sequence"] == 1
+
+
+def test_a_model_that_must_be_signed_is_checked_as_a_worker_would(home: Home, tmp_path: Path) -> None:
+    model = tmp_path / "checkpoint"
+    shutil.copytree(DEMO_DIRECTORY, model)
+    for name in ("signer", "other"):
+        key = Ed25519PrivateKey.generate()
+        (tmp_path / f"{name}.pem").write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        )
+        (tmp_path / f"{name}.pub").write_bytes(
+            key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        )
+    signed = home.run("model", "sign", str(model), "--key", str(tmp_path / "signer.pem"))
+    assert signed.status == 0, signed.stderr
+    trusted = {"PERICARP_MODEL": str(model), "PERICARP_MODEL_KEY": str(tmp_path / "signer.pub")}
+    home.backup("run", **trusted)
+    assert home.backup("verify", **trusted)["model_files"] > 0
+    ended = home.run("backup", "verify", **trusted | {"PERICARP_MODEL_KEY": str(tmp_path / "other.pub")})
+    assert (ended.status, "the backup's model would not be loaded" in ended.stderr) == (1, True), ended
 
 
 def test_a_drill_ends_in_an_answer_and_leaves_nothing(home: Home) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
+import time
 import uuid
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from service.backup.pruning import Pruning
 from service.backup.shelf import Shelved
 from service.deeds import OPERATOR, Actor
 from service.desk import Desk, build_desk
+from service.housekeeping import tell_backups
 from service.installation import Installation
+from service.watch.metrics import render
 from tenants.access import INSTALLATION
 from tenants.audit import decode
 from tenants.backups import Made
@@ -144,3 +148,10 @@ async def test_the_standing_of_backups_is_told(at: Small, desk: Desk) -> None:
     assert (await desk.backups.standing()).drilled_age_s is None, "one that failed is none"
     await desk.backups.note_check(1, "drill", good=True, duration_s=1.0)
     assert (await desk.backups.standing()).drilled_age_s is not None
+    await tell_backups(desk.backups)
+    told = render().decode()
+    for step in ("run", "verify", "drill"):
+        (line,) = re.findall(
+            rf'^pericarp_backup_timestamp_seconds{{step="{step}"}} (\S+)$', told, re.MULTILINE
+        )
+        assert abs(float(line) - time.time()) < 3600, "now, and not 0"

@@ -65,7 +65,7 @@ def test_a_command_that_fails_gives_no_key(monkeypatch: pytest.MonkeyPatch) -> N
         read_seal_key(None, [sys.executable, "-c", "print('k' * 32, end=''); raise SystemExit(3)"])
     with pytest.raises(ModelRefused, match="cannot be run"):
         read_seal_key(None, ["/no/such/command"])
-    monkeypatch.setattr("service.custody.COMMAND_S", 0.1)
+    monkeypatch.setattr("service.given_keys.COMMAND_S", 0.1)
     with pytest.raises(ModelRefused, match="longer"):
         read_seal_key(None, [sys.executable, "-c", "import time; time.sleep(60)"])
     with pytest.raises(ModelRefused, match="not open"):
