@@ -1,6 +1,6 @@
 """How soon an anomaly is found in a replayed day, how often one is found that is none, and what looking costs.
 
-A part of `bench/operations.py`; by itself it prints its figures. No clock is waited for: a day of requests of nine keys
+A part of `bench/operations.py`. No clock is waited for: a day of requests of nine keys
 (quiet, with a day and a night, and bursty: a negative binomial whose variance is its mean and half its square) goes through
 `service.watch.anomalies` with the limits that are shipped, and each anomaly is put in once an hour of the last twelve, by
 a key of its own kind. `delay_s` is from its first request to the first alert, `confirmed_s` to the first that is for a page.
@@ -123,23 +123,27 @@ def attacks(hours: Sequence[int]) -> Iterator[Event]:
         text[chance.randrange(len(text))] = chance.choice("xyz0")
         return "".join(text)
 
-    makers: dict[str, tuple[float, float, Callable[[str], Observation]]] = {
+    makers: dict[str, tuple[float, float, Callable[[str, int], Observation]]] = {
         # requests a second, seconds, and one request
-        f"{RATE} of a key": (10.0, 60.0, lambda key: request(key, chance)),
-        f"{RATE} of a stranger": (1.0, 60.0, lambda _: Observation(address=AWAY, status=401)),
-        f"{RATE} of a session": (4.0, 60.0, lambda key: request(key, chance, session="ses_1")),
-        RISK: (0.2, 30.0, lambda key: request(key, chance, risk=0.95, category="hate")),
-        REFUSALS: (1.0, 120.0, lambda key: request(key, chance, refused=True)),
-        NETWORK: (0.2, 30.0, lambda key: request(key, chance, address=AWAY)),
-        PROBING: (1.5, 120.0, lambda key: request(key, chance, query=probe())),
-        DRIFT: (2.0, 1_500.0, lambda key: request(key, chance, score=chance.betavariate(6, 2))),
+        f"{RATE} of a key": (10.0, 60.0, lambda key, _: request(key, chance)),
+        f"{RATE} of a stranger": (1.0, 60.0, lambda _, __: Observation(address=AWAY, status=401)),
+        f"{RATE} of a session": (
+            4.0,
+            60.0,
+            lambda key, number: request(key, chance, session=f"ses_{number}"),
+        ),
+        RISK: (0.2, 30.0, lambda key, _: request(key, chance, risk=0.95, category="hate")),
+        REFUSALS: (1.0, 120.0, lambda key, _: request(key, chance, refused=True)),
+        NETWORK: (0.2, 30.0, lambda key, _: request(key, chance, address=AWAY)),
+        PROBING: (1.5, 120.0, lambda key, _: request(key, chance, query=probe())),
+        DRIFT: (2.0, 1_500.0, lambda key, _: request(key, chance, score=chance.betavariate(6, 2))),
     }
     for number, hour in enumerate(hours):
         for name, (per_s, lasts_s, make) in makers.items():
             # A network is new to a key once, and a shifted reference takes a day to come back: a key of its own each time.
             key = f"{name} {number}" if name in (NETWORK, DRIFT) else name
             for place in range(int(per_s * lasts_s)):
-                yield Event(hour * 3_600 + 60 + place / per_s, key, make(key), f"{name} {number}")
+                yield Event(hour * 3_600 + 60 + place / per_s, key, make(key, number), f"{name} {number}")
 
 
 def background(hours: Sequence[int], buckets: int) -> Iterator[Iterator[Event]]:
@@ -355,8 +359,7 @@ def measure(quick: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     slow = max(
         math.inf if row["delay_s"] is None else row["delay_s"] for row in found if row["anomaly"] != DRIFT
     )
-    quiet = [row for row in table if row["traffic"] != "bursty"]
-    bursty = [row for row in table if row["traffic"] == "bursty"]
+    quiet, bursty = ([row for row in table if (row["traffic"] == "bursty") is odd] for odd in (False, True))
     steps = [row for row in table if row["per_s"] >= 0.5]
 
     def aim(what: str, limit: float, measured: float) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def _write(
             target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             with _create(target) as opened:
                 write(file, opened)
+                opened.flush()
                 os.fsync(opened.fileno())
             told(done, len(folder.names))
         with _create(out / SIGNATURE) as opened:

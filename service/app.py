@@ -236,9 +236,9 @@ def create_app(
         (REAP_EVERY_S, partial(reap, quotas)),
         (SWEEP_EVERY_S, bindings.sweep),
         (FORGET_EVERY_S, partial(forget, quotas)),
+        (BACKUPS_EVERY_S, partial(tell_backups, desk.backups)),
         (ENFORCE_EVERY_S, enforcement.enforce),
         (REPORT_EVERY_S, enforcement.report),
-        (BACKUPS_EVERY_S, partial(tell_backups, desk.backups)),
         (
             TIDY_EVERY_S,
             partial(tidy, desk.administration, desk.repeats, desk.adapting, desk.erasing, evidence),

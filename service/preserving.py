@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import distributions
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -78,11 +78,11 @@ class Parcel:
     listed: list[str] = field(default_factory=list)
 
     def open(self, name: str, stack: ExitStack) -> _File:
-        """A new file, listed once `stack` is left without an error. Raises `OSError`."""
+        """A new file, whole once `stack` is left. Raises `OSError`."""
         path = self.folder / (f"{name}{SEALED}" if self.key else name)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         target = stack.enter_context(os.fdopen(descriptor, "wb"))
-        stack.callback(lambda: os.fsync(target.fileno()))
+        stack.callback(_keep, target)
         if self.key:
             return _File(stack.enter_context(cobblestone.Writer(target, self.key, seal_context(name))))
         return _File(target)
@@ -92,9 +92,10 @@ class Parcel:
         with ExitStack() as stack:
             file = self.open(name, stack)
             file.write(data)
-        self.list(name, file)
+        self.enter(name, file)
 
-    def list(self, name: str, file: _File) -> None:
+    def enter(self, name: str, file: _File) -> None:
+        """Have the manifest tell of it."""
         self.listed.append(f"{file.sha256.hexdigest()} {file.size} {name}\n")
 
     def close(self, signer: Signer, at: datetime) -> None:
@@ -186,6 +187,12 @@ class _File:
         self._target.write(data)
 
 
+def _keep(file: IO[bytes]) -> None:
+    """On the disk, whatever happens next."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 async def _put_log(
     parcel: Parcel, owner_url: str, tenant: Tenant | None, window: Window, told: Told
 ) -> Counter[tuple[str, str, str, str]]:
@@ -214,8 +221,8 @@ async def _put_log(
                 str(read.get(name, "")) for name in ("operation", "decision", "code")
             )
             counts[at.strftime("%Y-%m-%dT%H:%MZ"), operation, decision, code] += 1
-    parcel.list("log.jsonl", log)
-    parcel.list("entries.jsonl", entries)
+    parcel.enter("log.jsonl", log)
+    parcel.enter("entries.jsonl", entries)
     return counts
 
 

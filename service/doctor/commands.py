@@ -26,6 +26,10 @@ def look_at_signature(sight: Sight) -> Finding:
         return Finding(State.HOLDS, "the embedded model, pinned by this version's own files")
     if not Path(model).is_dir():
         raise Unseen(f"{model} is no folder here")
+    if sight.settings.model_seal_fd is not None:
+        raise Unseen(
+            "the seal's key comes by a descriptor of the service's own; `model verify` takes one as well"
+        )
     return judge_signature(ask("model", "verify", model))
 
 

@@ -19,6 +19,8 @@ CODE = frozenset(
     {".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth", ".py", ".pyc", ".so"}
 )
 """Files that are programs, or become one when they are loaded."""
+SEALED = ".sealed"
+"""What `model seal` adds to a file's name."""
 UNITS = (
     Path("/etc/systemd/system/pericarp.service"),
     Path("/usr/local/lib/systemd/system/pericarp.service"),
@@ -37,8 +39,9 @@ def look_at_model(sight: Sight) -> Finding:
         raise Unseen(f"{name} is no folder here: what the hub's cache holds is checked when it is loaded")
     folder = Path(name) if name != DEMO else _demo()
     files = [path for path in folder.rglob("*") if not path.is_dir()]
-    faults = [f"{path.name} is a program, or becomes one" for path in files if path.suffix.lower() in CODE]
-    faults += [] if any(path.suffix == ".safetensors" for path in files) else ["there are no safetensors"]
+    kinds = {path: Path(path.name.removesuffix(SEALED)).suffix.lower() for path in files}
+    faults = [f"{path.name} is a program, or becomes one" for path, kind in kinds.items() if kind in CODE]
+    faults += [] if ".safetensors" in kinds.values() else ["there are no safetensors"]
     faults += [_writable(path) for path in (folder, *files)]
     return judge(
         faults,

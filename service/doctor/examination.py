@@ -41,6 +41,7 @@ CHECKS = (
     Check("log tree", "The log's tree leads to the root that was signed.", log.look_at_tree),
     Check("log lag", "Entries are in the tree within 5 s.", log.look_at_lag),
     Check("witnesses", "Somebody else cosigns the log's checkpoints.", log.look_at_witnesses),
+    Check("backup store", "Backups are nobody else's to write.", files.look_at_backup_store),
     Check("backups", "There is a new backup, and one that was read back.", database.look_at_backups),
     Check("alerts", "Alerts go to somebody, and their absence is noticed.", commands.look_at_alerts),
 )

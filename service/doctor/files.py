@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.doctor.check import Finding, Unseen, judge
+from service.doctor.check import Finding, State, Unseen, judge
 from service.doctor.sight import KEYS
 from service.installation import SECRET_BYTES
 
@@ -74,6 +74,34 @@ def look_at_database_files(sight: Sight) -> Finding:
         f"{', '.join(map(str, folders))}, of uid {place.uid}",
         "chown these to the account that Postgres runs as, and chmod 700",
     )
+
+
+def look_at_backup_store(sight: Sight) -> Finding:
+    """A folder of backups: its owner's alone, the files in it as well. What a bucket lets others do is not seen."""
+    store = sight.settings.backup_store
+    if store is None:
+        return Finding(
+            State.BROKEN, "no place for backups is named", "set PERICARP_BACKUP_STORE; see docs/backups.md"
+        )
+    if "://" in store:
+        raise Unseen(f"who may read {store} its provider knows")
+    folder = Path(store)
+    if not folder.exists():
+        raise Unseen(f"there is no {folder}")
+    files = list(folder.rglob("*"))
+    return judge(
+        [
+            fault(folder, 0o700, stat.S_ISDIR),
+            *(_open_to_others(path) for path in files if not path.is_symlink()),
+        ],
+        f"{folder}, files: {len(files)}",
+        "chmod files 600 and folders 700: backups are encrypted, and still nobody else's",
+    )
+
+
+def _open_to_others(path: Path) -> str:
+    mode = stat.S_IMODE(path.lstat().st_mode)
+    return f"{path} has mode {mode:04o}: others may write there" if mode & 0o022 else ""
 
 
 def fault(path: Path, most: int, is_kind: object = stat.S_ISREG, *, uid: int | None = None) -> str:

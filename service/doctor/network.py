@@ -47,7 +47,13 @@ def look_at_detectors(sight: Sight) -> Finding:
 def look_at_reach(sight: Sight) -> Finding:
     """Keys cross a network under TLS alone: it ends here, or at a proxy that is known."""
     chosen = sight.settings
-    if _is_loopback(chosen.host):
+    if chosen.metrics_port is not None and not _is_loopback(chosen.metrics_host):
+        return Finding(
+            State.BROKEN,
+            f"{chosen.metrics_host}:{chosen.metrics_port} shows metrics to whoever reaches it",
+            "set PERICARP_METRICS_HOST to an address of this host alone, or shut the port from other networks",
+        )
+    if chosen.listens_inside:
         return Finding(State.HOLDS, f"{chosen.host}: this host alone")
     if chosen.tls_certificate is not None:
         return Finding(State.HOLDS, f"{chosen.host}, TLS ends here")

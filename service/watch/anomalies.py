@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from service.watch.baselines import Drift, Finding, Networks, Rate, Shapes, sketch
+from service.watch.baselines import SIGMAS, Drift, Finding, Networks, Rate, Shapes, sketch
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -46,6 +46,8 @@ LEAST_ALIKE, ALIKE_SHARE = 30, 0.5
 """Near-identical queries of a key in a minute, and their share of all."""
 BUSY = LEAST_ALIKE / 2
 """Requests of a key in a minute from which on its queries are looked at."""
+BUSIEST, EVERY = 240, 4
+"""From so many on it is each fourth of them that is looked at, and counts for four."""
 HISTORY_S, HISTORY_USES = 3_600.0, 50
 """What a key must have behind it before a network can be new to it."""
 
@@ -224,7 +226,9 @@ class Anomalies:
         if seen.risk > self._limits.risk:
             found.append(_of(seen, RISK, Finding.ODD, {"risk": round(seen.risk, 2)}, category=seen.category))
         if seen.refused:
-            finding = key.refused.note(now_s, max(LEAST_REFUSED, REFUSED_SHARE * key.rate.minute))
+            key.refused.settle(key.rate)
+            least = max(LEAST_REFUSED, REFUSED_SHARE * key.rate.minute)
+            finding = key.refused.note(now_s, least, always_from=_beyond_share(key.refused, key.rate, least))
             share = key.refused.minute / key.rate.minute
             if finding:
                 values = {"refused_percent": round(100 * share), "per_minute": key.refused.minute}
@@ -234,9 +238,15 @@ class Anomalies:
             aged = now_s - networks.began_s >= HISTORY_S and networks.uses >= HISTORY_USES
             if networks.is_new(network) and aged:
                 found.append(_of(seen, NETWORK, Finding.ODD, {}, network=network))
-        if seen.query and key.rate.minute >= BUSY and key.shapes.has_alike(sketch(seen.query)):
-            finding = key.alike.note(now_s, max(LEAST_ALIKE, ALIKE_SHARE * key.rate.minute))
-            share = key.alike.minute / key.rate.minute
+        minute = key.rate.minute
+        times = 1 if minute < BUSIEST else EVERY
+        looks = seen.query and minute >= BUSY and minute % times == 0
+        if looks and key.shapes.has_alike(sketch(seen.query)):
+            key.alike.settle(key.rate)
+            least = max(LEAST_ALIKE, ALIKE_SHARE * minute)
+            beyond = _beyond_share(key.alike, key.rate, least)
+            finding = key.alike.note(now_s, least, times=times, always_from=beyond)
+            share = key.alike.minute / minute
             if finding:
                 values = {"alike_percent": round(100 * share), "per_minute": key.alike.minute}
                 found.append(_of(seen, PROBING, finding, values))
@@ -264,6 +274,15 @@ def _of(
         seen.tenant_id,
         seen.key_id,
     )
+
+
+def _beyond_share(part: Rate, whole: Rate, least: float) -> float:
+    """From how many a minute on a part is more than chance makes of what its share of the whole was, and not below `least`."""
+    if not part.is_known or not whole.is_known or not whole.mean:
+        return math.inf
+    share = min(part.mean / whole.mean, 1.0)
+    chance = math.sqrt(whole.minute * share * (1 - share) + 1)
+    return max(least, share * whole.minute + SIGMAS * chance)
 
 
 def _pace(rate: Rate) -> dict[str, float]:

@@ -92,6 +92,17 @@ class Rate:
         """Of a bucket."""
         return self._mean
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what is ordinary."""
+        return self._learnt >= LEARNING
+
+    def settle(self, of: Rate) -> None:
+        """Where nothing was counted so far, that is what is ordinary, if the rate that this is a part of is known."""
+        if self._bucket < 0 and of.is_known:
+            self._learnt = LEARNING
+            self._set_most()
+
     def note(self, now_s: float, least: float, *, times: int = 1, always_from: float = math.inf) -> Finding:
         """Count one, or so many at once, at `now_s` of a clock that never goes back. Below `least` a minute nothing is odd.
 
@@ -102,7 +113,7 @@ class Rate:
         self._count += times
         self.minute += times
         reached = self.minute >= always_from
-        if self._learnt < LEARNING and not reached:
+        if not self.is_known and not reached:
             if self._greeted or self.minute < least:
                 return Finding.ORDINARY
             self._greeted = self._flagged = True

@@ -61,6 +61,8 @@ class Delivery:
         self._more = asyncio.Event()
         self._failing = False
         self._beat_s = float("-inf")
+        for outcome in ("sent", "failed", "dropped"):
+            metrics.ALERTS.labels(self.name, outcome)  # at 0 before the first one
 
     @property
     def name(self) -> str:

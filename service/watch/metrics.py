@@ -242,6 +242,7 @@ CLOSED: tuple[tuple[Counter | Gauge, tuple[tuple[str, ...], ...]], ...] = (
     (SCREENING_LOSSES, (("images", "texts"), ("died", "silent", "protocol", "overdue", "decoder"))),
     (CACHE, (("prefix", "image_features", "candidate", "text_findings", "image_findings"), ("hit", "miss"))),
     (LOG_FAILURES, (("broken", "failed", "database"),)),
+    (ALERTS_SUPPRESSED, (("silenced", "full"),)),
     (COSIGNING_FAILURES, (("away", "refused", "inconsistent", "failed", "database", "broken"),)),
 )
 """Series that are there from the start, at 0: Prometheus sees no increase in one that begins with its first count."""

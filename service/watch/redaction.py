@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SENTENCES = frozenset(
     {
         *("event", "reason", "reasons", "where", "raised", "message", "line"),
-        *("operation", "url", "model", "origin", "witness", "issuer", "evidence"),
+        *("operation", "url", "model", "origin", "witness", "issuer", "evidence", "summary", "labels"),
     }
 )
 """Fields whose text we make ourselves, of our words and of what an operator set: it may have blanks and slashes."""

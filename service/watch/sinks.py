@@ -127,8 +127,8 @@ class LogSink:
                 "an alert",
                 action="alert",
                 status=alert["status"],
-                labels=alert["labels"],
-                summary=alert["annotations"].get("summary", ""),
+                message=alert["annotations"].get("summary", ""),
+                evidence=alert["labels"],
                 fingerprint=alert["fingerprint"],
             )
 

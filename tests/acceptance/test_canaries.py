@@ -10,12 +10,13 @@ import base64
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
@@ -140,6 +141,7 @@ def sent(service: Service, acme: Tenant, routes: list[tuple[str, str]]) -> Sent:
             for method, path in routes:
                 for answer in send_wrongly(client, method, path):
                     told.answers.append((f"{method} {path}", answer))
+    send_no_http(service)
     with service.client(made[0], **HEADERS) as client:
         for path, body in rightly(routes).items():
             answer = client.post(path, json=body)
@@ -166,6 +168,15 @@ def send_wrongly(client: httpx.Client, method: str, path: str) -> Iterator[httpx
     yield client.request(method, concrete, params=parameters, json=WRONG)
     if UNKNOWN_KEY not in client.headers.get("Authorization", UNKNOWN_KEY):
         yield client.request(method, concrete, content=SENTENCE.encode() + IMAGE)
+
+
+def send_no_http(service: Service) -> None:
+    """What the server itself refuses, and logs by itself."""
+    parts = urlsplit(service.url)
+    for nonsense in (f"{WORD} / HTTP/1.1", f"GET /{WORD} {WORD}", f"GET / HTTP/1.1\r\n{WORD}"):
+        with socket.create_connection((parts.hostname, parts.port)) as line:
+            line.sendall(f"{nonsense}\r\n\r\n".encode())
+            assert b"400 Bad Request" in line.recv(4096)
 
 
 def rightly(routes: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
@@ -246,6 +257,7 @@ def test_no_log_holds_what_was_sent(service: Service, sent: Sent) -> None:
     # What `serve --demo` prints is another key: none of those that were sent.
     assert {name: canaries for name, canaries in held.items() if canaries} == {}
     lines = [json.loads(line) for line in service.stderr.splitlines()]
+    assert any(line.get("logger") == "uvicorn.error" for line in lines), "it refuses what is no HTTP"
     by_request = {line["request_id"]: line for line in lines if line["action"] == "request"}
     assert {by_request[each]["trace_id"] for each in ids} == {TRACE}
 

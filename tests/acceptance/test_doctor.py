@@ -14,6 +14,7 @@ HOLD = {
         "log files",
         "database files",
         "model",
+        "signature",
         "reach",
         "certificates",
         "service",
@@ -39,6 +40,8 @@ def test_what_holds_holds_and_what_is_changed_is_found(service: Service) -> None
     assert not [check for check in checks.values() if "the check itself failed" in check["seen"]]
     witnesses = checks["witnesses"]
     assert witnesses["state"] == "does not hold" and "PERICARP_WITNESSES" in witnesses["remedy"]
+    assert checks["alerts"]["seen"] == "alerts go to the log alone"
+    assert checks["backups"]["seen"] == "there is no backup; none was ever verified"
     pepper = service.home / "secrets" / "pepper"
     pepper.chmod(0o644)
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,27 @@ def test_a_child_may_gain_nothing(service: Service, two_workers: tuple[Process, 
             assert set(status["Uid"].split()) == {str(uid_of(child))}
             assert uid_of(child) != 0
             assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+
+
+def test_readiness_tells_that_workers_are_locked_in_and_so_does_the_kernel(
+    service: Service, two_workers: tuple[Process, Process]
+) -> None:
+    with service.client("") as client:
+        told = client.get("/readyz").json()["workers"]["sandbox"]
+    assert {"seccomp", "data", "oom_first", "landlock_files"} <= told.keys()
+    for worker in two_workers:
+        for thread in Path(f"/proc/{worker.pid}/task").iterdir():
+            assert ("\nSeccomp:\t2\n" in (thread / "status").read_text()) is told["seccomp"]
+
+
+def test_health_tells_whether_the_service_is_ready(service: Service) -> None:
+    port = service.url.rpartition(":")[2]
+    command = [sys.executable, "-m", "service", "health"]
+    for asked, status, said in ((port, 0, "ready"), ("1", 1, "Nobody answers on port 1")):
+        environ = {**os.environ, "PERICARP_PORT": asked}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        assert said in done.stdout + done.stderr
 
 
 def test_the_metrics_count_the_workers(service: Service, two_workers: tuple[Process, Process]) -> None:

@@ -262,7 +262,7 @@ async def test_the_log_has_a_line_for_each_alert() -> None:
     with capture_logs() as lines:
         await LogSink().send(notification(), "msg_1")
         await LogSink().send(notification(over=True), "msg_2")
-    assert [(line["action"], line["status"], line["labels"]["tenant"]) for line in lines] == [
+    assert [(line["action"], line["status"], line["evidence"]["tenant"]) for line in lines] == [
         ("alert", "firing", "acme"),
         ("alert", "resolved", "acme"),
     ]

@@ -12,6 +12,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.housekeeping import tell_backups
 from service.watch.metrics import CONTENT_TYPE
+from tenants.backups import Made
+from tenants.kinds import ImageText
 from tenants.policy import Isolation
+from tenants.risk import Action, Category
 from tests.assets.images import encode, photo
 from tests.integration.conftest import Secrets
 from tests.integration.served import Served, serve, until
@@ -53,8 +59,11 @@ def service(app_url: str, installation_secrets: Secrets, port: int) -> Iterator[
 
 
 def search_key(service: Served, **limits: Any) -> tuple[str, str]:
-    """A new tenant and its key; all of them share one worker, which none has to wait for."""
-    return service.search_key(isolation=Isolation.POOLED, group="all", **limits)
+    """A new tenant and its key; all of them share one worker, and ask for no detector that the service went without."""
+    allowed = tuple((category, Action.ALLOW) for category in Category)
+    return service.search_key(
+        isolation=Isolation.POOLED, group="all", risk_actions=allowed, image_text=ImageText.OFF, **limits
+    )
 
 
 def scrape(port: int) -> dict[str, float]:
@@ -170,6 +179,21 @@ def test_what_workers_do_and_what_becomes_of_them_is_told(service: Served, port:
     assert {
         worked[f'pericarp_detector_failures_total{{detector="{each["name"]}"}}'] for each in detectors
     } == {0}
+
+
+def test_the_age_of_backups_is_told_as_the_database_knows_it(service: Served, port: int) -> None:
+    desk = service.desk
+
+    async def note() -> None:
+        async with desk.database.together():
+            await desk.backups.note(Made(1, uuid.uuid4(), "full", None, 0, 1, bytes(32)))
+        await tell_backups(desk.backups)
+
+    before_s = time.time()
+    service.wait(note())
+    told = scrape(port)
+    assert before_s - 1 <= told['pericarp_backup_timestamp_seconds{step="run"}'] <= time.time() + 1
+    assert told['pericarp_backup_timestamp_seconds{step="verify"}'] == 0, "there never was one"
 
 
 def test_every_series_is_documented_and_none_holds_what_was_sent(service: Served, port: int) -> None:

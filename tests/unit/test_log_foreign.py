@@ -56,6 +56,31 @@ speak()
     assert traced["error"] == "ValueError" and traced["raised"].endswith(" speak")
 
 
+def test_who_logs_goes_on_where_nobody_reads_the_pipe() -> None:
+    """A pipe holds 64 KiB; the rest waits, and what does not fit into the buffer is dropped and counted."""
+    code = """
+import os
+counted = []
+configure("info", dropped=counted.append)
+from service.watch.logs import get_logger
+for number in range(20_000):
+    get_logger("here").info("a sentence", action="sandbox", count=number)
+print(sum(counted), flush=True)
+os._exit(0)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", START + code],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as talker:
+        assert talker.stdout is not None and talker.stderr is not None
+        dropped = int(talker.stdout.readline())  # it got there although nobody has read a line
+        told = talker.stderr.read().splitlines()
+    assert dropped > 5_000 and [json.loads(line)["count"] for line in told[:100]] == list(range(100))
+
+
 def test_an_error_of_the_system_is_told_with_its_reason() -> None:
     (line,) = said("""
 import errno, logging
