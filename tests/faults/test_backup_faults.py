@@ -153,6 +153,7 @@ def test_a_model_that_must_be_signed_is_checked_as_a_worker_would(home: Home, tm
         (tmp_path / f"{name}.pem").write_bytes(
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         )
+        (tmp_path / f"{name}.pem").chmod(0o600)
         (tmp_path / f"{name}.pub").write_bytes(
             key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         )
