@@ -72,6 +72,7 @@ bench: install-dev ## The README's figures; needs a quiet machine and some minut
 	@$(BIN)/python bench/thresholds.py
 	@$(BIN)/python bench/audit.py
 	@$(BIN)/python bench/search.py
+	@$(BIN)/python bench/operations.py
 	@$(BIN)/python bench/admission.py $(if $(LITELLM),--litellm $(LITELLM))
 
 bench-peers: install-dev ## Beside its peers: VLLM=VENV SENTENCE_TRANSFORMERS=VENV, environments of their own

@@ -5,8 +5,7 @@ A part of `bench/operations.py`. No clock is waited for: a day of requests of ni
 `service.watch.anomalies` with the limits that are shipped, and each anomaly is put in once an hour of the last twelve, by
 a key of its own kind. `delay_s` is from its first request to the first alert, `confirmed_s` to the first that is for a page.
 
-The table `rates` is of the rate alone, without the least number a minute below which nothing is odd: the part that is to be
-compared with other ways to watch a rate. There `times` five is the step that is to be found.
+The table `rates` is of the rate alone, without the least number a minute below which nothing is odd.
 
     python bench/operations_anomalies.py [--quick]
 """
@@ -38,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 from service.alerting import _observation  # noqa: E402
 from service.asks import Exchange  # noqa: E402
 from service.watch.anomalies import (  # noqa: E402
+    ADDRESSES_KEPT,
     DRIFT,
     NETWORK,
     PROBING,
@@ -232,9 +232,7 @@ def rates(days: int, steps: int) -> list[dict[str, Any]]:
                 stepped[3_000:] *= STEP
                 played = [(bucket - 2_999, finding) for bucket, finding in _play(stepped) if bucket >= 3_000]
                 first.append(next((bucket for bucket, _ in played), math.inf))
-                sure.append(
-                    next((bucket for bucket, finding in played if finding is Finding.CONFIRMED), math.inf)
-                )
+                sure.append(next((at for at, finding in played if finding is Finding.CONFIRMED), math.inf))
             rows.append(
                 {
                     "traffic": kind,
@@ -338,7 +336,9 @@ def memory(clients: int) -> dict[str, Any]:
             anomalies.observe(Observation(address=f"2001:db8:{number & 65_535:x}::1", status=401))
         return tracemalloc.get_traced_memory()[0] / 2**20
 
-    full, again = fill(0, 25), fill(clients, 25)
+    for number in range(ADDRESSES_KEPT):  # what is known of addresses is full first
+        anomalies.observe(Observation(address=f"192.0.{number >> 8}.{number & 255}"))
+    full, again = fill(0, 18), fill(clients, 18)
     tracemalloc.stop()
     return {
         "states": anomalies.states,
@@ -350,9 +350,9 @@ def memory(clients: int) -> dict[str, Any]:
 def measure(quick: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures of anomalies, and the aims that they are held against."""
     day = replay(quick)
-    table = rates(4 if quick else 14, 6 if quick else 40)
+    table = rates(4 if quick else 14, 3 if quick else 40)
     spent = cost(quick)
-    held = memory(3_000 if quick else 10_000)
+    held = memory(1_500 if quick else 10_000)
     figures = {"day": day, "rates": table, "observation": spent, "memory": held}
     found = day["found"]
     missed = sum(row["put_in"] - row["found"] for row in found)
