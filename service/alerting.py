@@ -20,7 +20,6 @@ from service.watch.delivery import Deliveries
 from service.watch.logs import get_logger, where_it_broke
 from service.watch.rules import SEVERITIES, read_rules
 from service.watch.sinks import LogSink, Place, build_sinks
-from tenants.access import TenantId
 from tenants.audit import MICRO, Decision
 from tenants.errors import DatabaseUnavailable, KeyNotFound
 from tenants.key_rights import read_networks
@@ -157,7 +156,7 @@ class Alerting:
         tenant, key_id = alert.contains
         try:
             key = await self._switch.suspend_key(
-                TenantId(tenant), key_id, lasts_s=alert.rule.contain_s, rule=alert.rule.name
+                tenant, key_id, lasts_s=alert.rule.contain_s, rule=alert.rule.name
             )
         except KeyNotFound:  # a token's or a certificate's name is no key
             key = None

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 from service.watch import metrics
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from service.watch.anomalies import Anomaly
     from service.watch.rules import Routing, Rule
+    from tenants.access import TenantId
 
 MOST_ALERTS = 1_000
 """Alerts that are held at a time; what is more is counted and not told."""
@@ -94,7 +93,7 @@ class Alert:
     """Seconds since 1970; None while it is pending."""
     ended_at: float | None = None
     silenced_by: tuple[str, ...] = ()
-    contains: tuple[UUID, str] | None = None
+    contains: tuple[TenantId, str] | None = None
     """The tenant's id and the key's, where the rule says to refuse it for a while."""
     contained_s: float | None = None
 
@@ -185,7 +184,7 @@ class Alerts:
         rule: Rule,
         labels: Mapping[str, str],
         values: Mapping[str, str],
-        contains: tuple[UUID, str] | None = None,
+        contains: tuple[TenantId, str] | None = None,
     ) -> None:
         """What the rule is about holds now, of these labels."""
         named = _name(rule, labels)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from service.watch.baselines import SIGMAS, Drift, Finding, Networks, Rate, Shapes, sketch
 
 if TYPE_CHECKING:
-    from uuid import UUID
+    from tenants.access import TenantId
 
 RATE, RISK, REFUSALS, NETWORK, PROBING, DRIFT = (
     "rate_anomaly",
@@ -82,7 +82,7 @@ class Observation:
     status: int = 200
     tenant: str = ""
     """Its name; empty: the caller is not known."""
-    tenant_id: UUID | None = None
+    tenant_id: TenantId | None = None
     key_id: str = ""
     session: str = ""
     end_user: str = ""
@@ -107,7 +107,7 @@ class Anomaly:
     values: Mapping[str, float] = field(default_factory=dict)
     confirmed: bool = False
     """The second bucket of three, where it is about a rate."""
-    tenant_id: UUID | None = None
+    tenant_id: TenantId | None = None
     key_id: str = ""
 
 

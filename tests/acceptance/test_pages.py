@@ -38,6 +38,8 @@ def test_health_and_readiness_need_no_key(service: Service) -> None:
     }
     model = told.pop("model")
     assert (model["id"], model["manifest"]) == ("pericarp-demo", None)
+    confined = told.pop("workers")["sandbox"]
+    assert confined["core"] and confined["landlock_files"] and set(confined.values()) <= {True, False}
     assert told == {
         "status": "ready",
         "checks": {"worker": True, "screening": True, "database": True, "log": True},

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tests.acceptance.service_process import Service, Tenant
 
 ROLES = ("search", "tenant_admin", "auditor")
-CALLS = 12
+CALLS = 8
 """Made up for each operation and role: enough to reach each with the resident's ids, few enough for two cores."""
 
 CLIENT = httpx.Client(timeout=120.0)

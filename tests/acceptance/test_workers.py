@@ -193,6 +193,7 @@ def keep_warm_twice(service: Service, tenant: Tenant) -> tuple[int, int, int]:
     return first["reused_images"], first["computed_tokens"], second["computed_tokens"]
 
 
+@pytest.mark.campaign
 def test_each_tier_is_what_it_says_it_is_and_sessions_work_in_it(service: Service, acme: Tenant) -> None:
     """A pool of two, a stranger in another pool, and one with weights of its own."""
     tiers = {

@@ -148,6 +148,7 @@ def test_four_gateways_under_64_clients_admit_exactly_the_limit(
     assert today["tokens"] == statuses[200], "a puppet reads one token"
 
 
+@pytest.mark.campaign
 def test_a_gateway_killed_with_every_slot_frees_them_all_within_its_lease(
     gateways: Gateways, record_property: Callable[[str, object], None]
 ) -> None:
@@ -195,6 +196,7 @@ def orphans(service: Service, tenant: Tenant) -> int:
     return sum(entry["decision"] == "orphaned" for entry in service.entries(tenant.name))
 
 
+@pytest.mark.campaign
 def test_a_database_that_restarts_under_load_lets_nobody_in_unasked_and_comes_back(
     gateways: Gateways,
 ) -> None:

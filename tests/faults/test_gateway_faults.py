@@ -131,6 +131,7 @@ def readiness(service: Service) -> int:
         return client.get("/readyz").status_code
 
 
+@pytest.mark.campaign
 def test_it_recovers_from_a_kill_and_ends_whole_on_a_signal(
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -180,6 +181,7 @@ def living(family: list[Process]) -> list[Process]:
     return [each for each in family if each.lives]
 
 
+@pytest.mark.campaign
 def test_without_its_model_it_says_so_refuses_at_once_and_ends_by_ctrl_c(tmp_path: Path) -> None:
     with new_home() as home:
         # The printed line waits for a worker, so the address comes from a port of our own and the key from the CLI.

@@ -115,6 +115,7 @@ def export(home: Path, name: str, *options: str) -> Path:
     return file
 
 
+@pytest.mark.campaign
 def test_an_answer_is_cosigned_within_seconds_and_proven_by_both_keys(pair: Pair, tmp_path: Path) -> None:
     service = pair.start()
     try:

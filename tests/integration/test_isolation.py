@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from tenants.access import Access, Caller, Role, TenantId
+from tenants.access import INSTALLATION, Access, Caller, Role, TenantId
 from tenants.audit import Audit, Decision, Entry, ItemPrint
 from tenants.canaries import Canaries, Canary
 from tenants.ceiling import Ceiling
@@ -43,16 +43,24 @@ from tenants.search import Filter, Search
 from tenants.searches import Searches
 from tenants.sequencer import Sequencer, log_signer
 from tenants.sessions import Session, Sessions, make_session_id
+from tenants.silences import Silences
 from tenants.tables import metadata
 from tenants.thresholds import Thresholds
+from tenants.told_alerts import ToldAlerts
 from tests.integration.conftest import MakeCaller
 from tests.integration.test_schema import TENANTLESS
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSED = ("audit_retention", "audit_warrant")
 """What the runtime role may not even read: functions alone do."""
+THE_INSTALLATION_S = ("alert_silence", "alert_told")
+"""Whose rows no tenant has."""
 TABLES = sorted(
-    (table for table in metadata.tables.values() if table.name not in {*TENANTLESS, *CLOSED}),
+    (
+        table
+        for table in metadata.tables.values()
+        if table.name not in {*TENANTLESS, *CLOSED, *THE_INSTALLATION_S}
+    ),
     key=lambda table: table.name,
 )
 
@@ -171,6 +179,20 @@ async def test_without_a_tenant_there_are_no_rows(
             assert await plain.fetchval(count) > 0
         assert await plain.fetchval("select current_setting('app.tenant_id', true)") == ""
         assert await plain.fetchval(count) == 0
+
+
+async def test_what_is_the_installation_s_own_no_tenant_sees(
+    database: Database, residents: tuple[Resident, Resident]
+) -> None:
+    await Silences(database).add(["alertname=Any"], lasts_s=60, by="operator")
+    await ToldAlerts(database).tell(uuid.uuid4(), [{"fingerprint": "f", "startsAt": "2026-01-01T00:00:00Z"}])
+    for table in THE_INSTALLATION_S:
+        seen = []
+        for tenant in (INSTALLATION, residents[0].caller.tenant):
+            async with database.transaction(tenant) as connection:
+                rows = await connection.execute(text(f"select count(*) from pericarp.{table}"))
+                seen.append(rows.scalar_one())
+        assert seen[0] > 0 and seen[1] == 0, table
 
 
 @pytest.mark.parametrize("table", CLOSED)

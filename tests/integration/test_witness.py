@@ -283,6 +283,7 @@ class Growth:
                 self.answered += 1
 
 
+@pytest.mark.campaign
 def test_it_is_killed_at_work_and_has_not_forgotten_what_it_cosigned(tmp_path: Path) -> None:
     log, folder, size, keys = Log(), tmp_path / "folder", 0, set()
     Store(folder).add_log(log.signer.key)
