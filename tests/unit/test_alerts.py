@@ -27,8 +27,9 @@ from service.watch.conditions import Conditions
 from service.watch.metrics import REGISTRY
 from service.watch.rules import SEVERITIES, Condition, Routing, Rule, duration_s, read_rules
 from service.watch.sinks import build_sinks
+from tenants.access import TenantId
 
-ACME = UUID(int=7)
+ACME = TenantId(UUID(int=7))
 ROOT = Path(__file__).resolve().parents[2]
 RATE = Rule("Rate", "warning", anomaly="rate_anomaly", keep_s=120.0, summary="$per_minute of $tenant")
 ROUTING = Routing(("alertname", "tenant"), 30.0, 300.0, 3_600.0)

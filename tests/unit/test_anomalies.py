@@ -41,10 +41,11 @@ from service.watch.baselines import (
     Shapes,
     sketch,
 )
+from tenants.access import TenantId
 
 DAY = 8_640
 """Buckets."""
-ACME = UUID(int=1)
+ACME = TenantId(UUID(int=1))
 HERE, THERE = "198.51.100.7", "203.0.113.9"
 
 
