@@ -8,6 +8,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO, StringIO, TextIOWrapper
@@ -18,6 +19,7 @@ import pytest
 import structlog
 
 from service.__main__ import main
+from service.alerting import SPEAK_EVERY_S
 from service.deeds import OPERATOR, Actor
 from service.desk import build_desk
 from service.installation import Installation
@@ -230,6 +232,7 @@ def test_a_burst_is_told_by_webhook_listed_and_silenced(
     assert started.returncode == 0, started.stderr
     silence = json.loads(started.stdout)
     until(lambda: silence["id"] in _silences(service))
+    time.sleep(2 * SPEAK_EVERY_S)  # until then the gateway need not know of it
     ask(service, other, 2 * PER_MINUTE)
     until(
         lambda: (
