@@ -130,8 +130,11 @@ def test_four_gateways_under_64_clients_admit_exactly_the_limit(
 ) -> None:
     tenant = gateways.make_tenant(f"exact-{violated.replace('_', '-')}", *limits)
     began_s = time.monotonic()
-    answers = storm(gateways, tenant.key, is_refusal)
+    everything = storm(gateways, tenant.key, is_refusal)
     minutes = (time.monotonic() - began_s) / 60
+    busy = {answer.json()["code"] for answer in everything if answer.status_code == 503}
+    assert busy <= {"overloaded", "database_unavailable"}, "a slow machine may say so, and it costs nothing"
+    answers = [answer for answer in everything if answer.status_code != 503]
     statuses = Counter(answer.status_code for answer in answers)
     assert set(statuses) == {200, 429}
     come_back = int(minutes) if violated == "requests" else 0  # one a minute, on however slow a machine
