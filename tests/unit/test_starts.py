@@ -13,24 +13,27 @@ from service.errors import ModelUnavailable, Overloaded
 from service.fleet.messages import OWNING
 from service.fleet.starts import Starts, worker_launch
 from service.fleet.trusting import REFUSED, add_arguments, read_trust
-from service.processes.children import ChildLost
+from service.processes.children import ChildLost, Launch
 
 
-@pytest.fixture
-def starts() -> Iterator[Starts]:
-    launch = worker_launch(
+def launch_on(device: str, trust: Trust = ANYONE) -> Launch:
+    return worker_launch(
         worker="a.worker",
         model="m",
-        device="cuda",
+        device=device,
         dtype="auto",
         threads=1,
         offline=True,
         start_s=1.0,
         silence_s=1.0,
         told=print,
-        trust=ANYONE,
+        trust=trust,
     )
-    made = Starts(launch, first_uid=None)
+
+
+@pytest.fixture
+def starts() -> Iterator[Starts]:
+    made = Starts(launch_on("cuda"), first_uid=None)
     made.share()
     yield made
     made.unshare()
@@ -84,18 +87,7 @@ def test_a_refused_model_is_told_at_once_and_forgotten_once_a_worker_came_up(sta
 
 def test_a_worker_is_told_whose_model_it_may_load_and_the_key_is_no_argument(starts: Starts) -> None:
     trust = Trust(b"public", "/keys/model.sig", bytes(range(32)))
-    launch = worker_launch(
-        worker="a.worker",
-        model="m",
-        device="cpu",
-        dtype="auto",
-        threads=1,
-        offline=True,
-        start_s=1.0,
-        silence_s=1.0,
-        told=print,
-        trust=trust,
-    )
+    launch = launch_on("cpu", trust)
     assert launch.secret == trust.seal_key
     assert str(trust.seal_key) not in repr(launch) + repr(trust)
     assert given(launch.argv) == (
